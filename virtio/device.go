@@ -1,0 +1,42 @@
+package virtio
+
+// DeviceID is a virtio device type (virtio 1.2 §5).
+type DeviceID uint16
+
+// The device types served here.
+const (
+	IDNet     DeviceID = 1
+	IDBlock   DeviceID = 2
+	IDConsole DeviceID = 3
+	IDEntropy DeviceID = 4
+	IDVsock   DeviceID = 19
+)
+
+// Device is one device type behind the PCI transport. The transport owns
+// feature negotiation, queue set-up and interrupts; a Device owns its config
+// space and what its queues carry.
+type Device interface {
+	// ID is the device type.
+	ID() DeviceID
+	// Features are the device's own feature bits (virtio 1.2 §6: 0 to 23 and
+	// 50 and up); the transport adds those of rings and transport.
+	Features() uint64
+	// QueueSizes gives the largest size of each queue, powers of two. Its
+	// length is the number of queues.
+	QueueSizes() []uint16
+	// ReadConfig fills p from the device's config space. Any offset and any
+	// length up to 8 may come; bytes beyond the config space read as zero.
+	ReadConfig(offset uint64, p []byte)
+	// WriteConfig takes a guest's write to config space; what is not writable
+	// is ignored.
+	WriteConfig(offset uint64, p []byte)
+	// Start begins service: the driver has set DRIVER_OK with these features.
+	// queues has one entry for each of QueueSizes, nil where the driver has
+	// not enabled it. Start must not block; workers run until Stop.
+	Start(features uint64, queues []*Queue) error
+	// Stop ends service and returns when no worker of the device will touch
+	// a queue or guest memory again. It is called after every Start that
+	// succeeded, once, on reset, on a broken queue, or when the guest ends;
+	// Start may follow.
+	Stop()
+}
