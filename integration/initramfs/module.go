@@ -1,0 +1,248 @@
+package initramfs
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+
+	"disco/integration/initramfs/insmod"
+)
+
+// compressed maps the suffixes that distributions give their modules to what
+// unpacks them.
+var compressed = map[string]func(io.Reader) (io.ReadCloser, error){
+	".gz": func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) },
+	".xz": func(r io.Reader) (io.ReadCloser, error) {
+		x, err := xz.NewReader(r)
+		return io.NopCloser(x), err
+	},
+	".zst": func(r io.Reader) (io.ReadCloser, error) {
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	},
+}
+
+// moduleName returns the name that the kernel knows a module file by, or false
+// for a file that is no module.
+func moduleName(file string) (string, bool) {
+	name := path.Base(filepath.ToSlash(file))
+	if ext := path.Ext(name); compressed[ext] != nil {
+		name = strings.TrimSuffix(name, ext)
+	}
+	name, ok := strings.CutSuffix(name, ".ko")
+	return strings.ReplaceAll(name, "-", "_"), ok
+}
+
+// ResolveModules returns the files of the named modules and of all that they
+// need, found under the modules tree root (as /lib/modules/6.1.0-13-amd64), in an
+// order in which they load: by `depends` and by `softdep … pre` of each module.
+// Dashes and underscores in names are the same. A name that modules.builtin
+// lists needs no file and gives none; a soft dependency that is nowhere is left
+// out, as modprobe does; any other module that is nowhere is an error.
+func ResolveModules(root string, names ...string) ([]string, error) {
+	t, err := readTree(root)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if err := t.visit(name, nil); err != nil {
+			return nil, err
+		}
+	}
+	return t.order, nil
+}
+
+// tree is a folder of modules, and the walk over it.
+type tree struct {
+	root    string
+	files   map[string]string // module name to file
+	builtin map[string]bool
+	done    map[string]bool
+	order   []string
+}
+
+func readTree(root string) (*tree, error) {
+	t := &tree{root: root, files: make(map[string]string), builtin: make(map[string]bool), done: make(map[string]bool)}
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if name, ok := moduleName(file); ok && d.Type().IsRegular() {
+			t.files[name] = file
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kernel modules: %w", err)
+	}
+	f, err := os.Open(filepath.Join(root, "modules.builtin"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return t, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("kernel modules: %w", err)
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if name, ok := moduleName(s.Text()); ok {
+			t.builtin[name] = true
+		}
+	}
+	if err := s.Err(); err != nil {
+		return nil, fmt.Errorf("kernel modules: %s: %w", f.Name(), err)
+	}
+	return t, nil
+}
+
+// visit appends the module and what it needs; chain is the way that led here.
+func (t *tree) visit(name string, chain []string) error {
+	name = strings.ReplaceAll(name, "-", "_")
+	if t.done[name] || t.builtin[name] {
+		return nil
+	}
+	for _, above := range chain {
+		if above == name {
+			return nil // soft dependencies may be circular
+		}
+	}
+	file, ok := t.files[name]
+	if !ok {
+		if len(chain) > 0 {
+			return fmt.Errorf("kernel module %s, which %s needs, is not under %s", name, chain[len(chain)-1], t.root)
+		}
+		return fmt.Errorf("kernel module %s is not under %s", name, t.root)
+	}
+	image, err := ReadModule(file)
+	if err != nil {
+		return err
+	}
+	hard, soft, err := dependencies(image)
+	if err != nil {
+		return fmt.Errorf("kernel module %s: %w", file, err)
+	}
+	chain = append(chain, name)
+	for _, s := range soft {
+		if _, ok := t.files[strings.ReplaceAll(s, "-", "_")]; !ok {
+			continue
+		}
+		if err := t.visit(s, chain); err != nil {
+			return err
+		}
+	}
+	for _, h := range hard {
+		if err := t.visit(h, chain); err != nil {
+			return err
+		}
+	}
+	t.done[name] = true
+	t.order = append(t.order, file)
+	return nil
+}
+
+// dependencies reads the .modinfo section of a module: strings key=value, each
+// ended by a zero byte (Linux, include/linux/module.h, MODULE_INFO).
+func dependencies(image []byte) (hard, soft []string, err error) {
+	f, err := elf.NewFile(bytes.NewReader(image))
+	if err != nil {
+		return nil, nil, err
+	}
+	section := f.Section(".modinfo")
+	if section == nil {
+		return nil, nil, errors.New("no .modinfo section: not a kernel module")
+	}
+	info, err := section.Data()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, entry := range bytes.Split(info, []byte{0}) {
+		key, value, _ := strings.Cut(string(entry), "=")
+		switch key {
+		case "depends":
+			for _, d := range strings.Split(value, ",") {
+				if d != "" {
+					hard = append(hard, d)
+				}
+			}
+		case "softdep":
+			pre := false
+			for _, word := range strings.Fields(value) {
+				switch word {
+				case "pre:":
+					pre = true
+				case "post:":
+					pre = false
+				default:
+					if pre {
+						soft = append(soft, word)
+					}
+				}
+			}
+		}
+	}
+	return hard, soft, nil
+}
+
+// ReadModule returns the ELF image of a module file, unpacked if its name ends in
+// .gz, .xz or .zst.
+func ReadModule(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("kernel module: %w", err)
+	}
+	defer f.Close()
+	unpack := compressed[filepath.Ext(file)]
+	if unpack == nil {
+		image, err := io.ReadAll(f)
+		if err != nil {
+			return nil, fmt.Errorf("kernel module: %w", err)
+		}
+		return image, nil
+	}
+	r, err := unpack(f)
+	if err != nil {
+		return nil, fmt.Errorf("kernel module %s: %w", file, err)
+	}
+	defer r.Close()
+	image, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("kernel module %s: %w", file, err)
+	}
+	return image, nil
+}
+
+// Modules adds module files, unpacked, to the folder dir of the archive, and
+// beside them the list that insmod.LoadAll follows: files in the order given.
+func (w *Writer) Modules(dir string, files []string) error {
+	var order strings.Builder
+	for _, file := range files {
+		name, ok := moduleName(file)
+		if !ok {
+			return fmt.Errorf("initramfs: %s is no kernel module", file)
+		}
+		image, err := ReadModule(file)
+		if err != nil {
+			return err
+		}
+		if err := w.File(path.Join(dir, name+".ko"), 0o644, bytes.NewReader(image), int64(len(image))); err != nil {
+			return err
+		}
+		order.WriteString(name + ".ko\n")
+	}
+	return w.File(path.Join(dir, insmod.Order), 0o644, strings.NewReader(order.String()), int64(order.Len()))
+}
