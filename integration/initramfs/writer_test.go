@@ -108,4 +108,3 @@ func TestWriterRefuses(t *testing.T) {
 		})
 	}
 }
-
