@@ -1,0 +1,242 @@
+// Package vcpu runs one virtual CPU: its thread, its loop of KVM_RUN and exits,
+// and the kick that gets it out of the guest.
+//
+// A vCPU has its own OS thread from Start until it ends. Exits that touch
+// devices go to a [Handler] on that thread; every other exit ends the vCPU
+// with an [End] that says why.
+//
+// The states and who moves them:
+//
+//	built   --Start-->            running
+//	running --exit handled-->     running
+//	running --Stop (any thread)-> ended (Stopped)
+//	running --fatal exit-->       ended (Shutdown, HostError, …)
+//	ended   --Close-->            freed
+//
+// A kick is: raise the request word, set immediate_exit, send SIGURG to the
+// thread. The loop clears immediate_exit after EINTR and then reads the request
+// word, so a kick at any moment is seen. SIGURG is the signal that the Go
+// runtime itself uses to preempt, so its handler is always there and harmless.
+//
+// Not done here: memory, devices, and which host CPU the thread runs on.
+package vcpu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"disco/vcpu/kvm"
+)
+
+// Handler takes a vCPU's port and memory-mapped accesses. p is 1 to 8 bytes; a
+// read fills it. Calls come on the vCPU's own thread, from many vCPUs at once.
+// An error means that the monitor cannot go on, and ends the vCPU; what a guest
+// does wrong is no error.
+type Handler interface {
+	PIO(port uint16, write bool, p []byte) error
+	MMIO(addr uint64, write bool, p []byte) error
+}
+
+// Cause says why a vCPU ended.
+type Cause int
+
+// The causes of an End.
+const (
+	// Stopped is an answer to Stop.
+	Stopped Cause = iota
+	// Shutdown is a triple fault.
+	Shutdown
+	// InternalError is KVM giving up on an instruction or on its own state.
+	InternalError
+	// FailEntry is the CPU refusing the guest's state.
+	FailEntry
+	// Halted is a guest that stopped this CPU for good, on a VM without
+	// in-kernel interrupt controllers.
+	Halted
+	// Unexpected is an exit that the monitor never asked for.
+	Unexpected
+	// HostError is an error of the host or of a Handler.
+	HostError
+)
+
+// End is how a vCPU ended.
+type End struct {
+	CPU   int
+	Cause Cause
+	Err   error  // with HostError
+	Text  string // one line that says what happened, for people
+}
+
+// VCPU is one virtual CPU. Stop, Exits and ID may be called from any thread;
+// the rest is for the one goroutine that builds and ends the guest.
+type VCPU struct {
+	kvm     *kvm.VCPU
+	handler Handler
+	id      int
+
+	stop  atomic.Bool
+	tid   atomic.Int64 // 0 before the thread runs and after it ended
+	end   End
+	done  chan struct{}
+	kicks sync.Mutex // held while signalling, so that the thread cannot end meanwhile
+
+	exits [kvm.NumExits]atomic.Uint64
+}
+
+// New wraps a KVM vCPU, which the VCPU owns from now on.
+func New(id int, c *kvm.VCPU, h Handler) *VCPU {
+	return &VCPU{kvm: c, handler: h, id: id, done: make(chan struct{})}
+}
+
+// ID is the vCPU's number, which is its APIC id.
+func (v *VCPU) ID() int { return v.id }
+
+// KVM is the vCPU's KVM object, for setting registers before Start and reading
+// them after Done.
+func (v *VCPU) KVM() *kvm.VCPU { return v.kvm }
+
+// Start begins to run the guest on a thread of its own.
+func (v *VCPU) Start() {
+	go func() {
+		// Never unlocked: the thread dies with the goroutine, so that no
+		// later goroutine inherits what a vCPU did to it.
+		runtime.LockOSThread()
+		v.tid.Store(int64(unix.Gettid()))
+		v.end = v.loop()
+		v.kicks.Lock()
+		v.tid.Store(0)
+		v.kicks.Unlock()
+		close(v.done)
+	}()
+}
+
+// Done is closed when the vCPU has ended.
+func (v *VCPU) Done() <-chan struct{} { return v.done }
+
+// End is how the vCPU ended. It is valid after Done is closed.
+func (v *VCPU) End() End { return v.end }
+
+// Stop asks the vCPU to end, from any thread, its own included, and does not
+// wait: see Done.
+func (v *VCPU) Stop() {
+	v.stop.Store(true)
+	v.Kick()
+}
+
+// Kick gets the vCPU out of the guest once, from any thread. It does not
+// allocate.
+func (v *VCPU) Kick() {
+	v.kvm.ImmediateExit(true)
+	v.kicks.Lock()
+	defer v.kicks.Unlock()
+	if tid := v.tid.Load(); tid != 0 {
+		// The thread is ours and alive while kicks is held; nothing can go wrong.
+		_ = unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
+	}
+}
+
+// Exits is how often the vCPU came out to the monitor with reason e.
+func (v *VCPU) Exits(e kvm.Exit) uint64 {
+	if e >= kvm.NumExits {
+		return 0
+	}
+	return v.exits[e].Load()
+}
+
+// Close frees the vCPU. It must have ended, or never been started.
+func (v *VCPU) Close() error { return v.kvm.Close() }
+
+func (v *VCPU) loop() End {
+	for {
+		// A request that came before this thread had an id to signal left
+		// immediate_exit set, so KVM_RUN returns at once.
+		if err := v.kvm.Run(); err != nil {
+			switch {
+			case errors.Is(err, unix.EINTR):
+				v.exits[kvm.ExitIntr].Add(1)
+				v.kvm.ImmediateExit(false)
+				if v.stop.Load() {
+					return End{CPU: v.id, Cause: Stopped}
+				}
+				continue
+			case errors.Is(err, unix.EAGAIN):
+				// An application processor woke for INIT or SIPI.
+				continue
+			}
+			return v.hostError(fmt.Errorf("KVM_RUN: %w", err))
+		}
+		e := v.kvm.Exit()
+		if e < kvm.NumExits {
+			v.exits[e].Add(1)
+		}
+		switch e {
+		case kvm.ExitIO:
+			if err := v.io(); err != nil {
+				return v.hostError(err)
+			}
+		case kvm.ExitMMIO:
+			m := v.kvm.MMIO()
+			if err := v.handler.MMIO(m.Addr, m.Write, m.Data); err != nil {
+				return v.hostError(err)
+			}
+		case kvm.ExitIntr, kvm.ExitIOAPICEOI:
+			// Interrupts are edge-triggered only, so an EOI asks for nothing.
+		default:
+			return v.fatal(e)
+		}
+	}
+}
+
+func (v *VCPU) io() error {
+	io := v.kvm.IO()
+	for len(io.Data) > 0 {
+		if err := v.handler.PIO(io.Port, io.Out, io.Data[:io.Size:io.Size]); err != nil {
+			return err
+		}
+		io.Data = io.Data[io.Size:]
+	}
+	return nil
+}
+
+func (v *VCPU) hostError(err error) End {
+	return End{CPU: v.id, Cause: HostError, Err: err, Text: fmt.Sprintf("vCPU %d: %v", v.id, err)}
+}
+
+func (v *VCPU) fatal(e kvm.Exit) End {
+	end := End{CPU: v.id}
+	var what string
+	switch e {
+	case kvm.ExitShutdown:
+		end.Cause, what = Shutdown, "triple fault"
+	case kvm.ExitHLT:
+		end.Cause, what = Halted, "halted for good"
+	case kvm.ExitFailEntry:
+		end.Cause, what = FailEntry, fmt.Sprintf("the CPU refused the guest's state (hardware reason %#x)", v.kvm.HardwareReason())
+	case kvm.ExitInternalError:
+		code, data := v.kvm.Suberror()
+		end.Cause, what = InternalError, internalError(code, data)
+	default:
+		end.Cause, what = Unexpected, fmt.Sprintf("unexpected KVM exit %v", e)
+	}
+	end.Text = fmt.Sprintf("vCPU %d: %s%s", v.id, what, v.where())
+	return end
+}
+
+// where says where the guest stood, as far as KVM tells.
+func (v *VCPU) where() string {
+	r, err := v.kvm.Regs()
+	if err != nil {
+		return ""
+	}
+	s, err := v.kvm.Sregs()
+	if err != nil {
+		return fmt.Sprintf(" at RIP %#x", r.RIP)
+	}
+	return fmt.Sprintf(" at RIP %#x (CR0 %#x, CR3 %#x, CS %#x)", r.RIP, s.CR0, s.CR3, s.CS.Selector)
+}
