@@ -6,34 +6,43 @@ import (
 )
 
 // Config says what guest to build. The zero value of a field means its default
-// only where the field says so.
+// only where the field says so. [Config.Validate] finds what is wrong with one.
 type Config struct {
-	Name        string // shown in messages, and as the process's memory name
+	Name        string // shown in messages, and as the name of the guest's memory; letters, digits and ".-_", at most 64, or empty
 	Kernel      string // path of a bzImage or an ELF vmlinux
 	Initrd      string // path, or empty for none
-	Cmdline     string // added to the monitor's own kernel command line
+	Cmdline     string // added to the monitor's own kernel command line; one line
 	CmdlineOnly bool   // Cmdline replaces the monitor's own
 	KASLR       bool   // run the kernel's decompressor, so that it can randomize
-	CPUs        int    // 1 to MaxCPUs
-	Memory      uint64 // bytes, a multiple of the page size
-	Disks       []Disk
-	Nets        []Net
+	CPUs        int    // 1 to MaxCPUs; more than the host has is allowed, and slow
+	Memory      uint64 // bytes, a multiple of the page size, from MinMemory to what the host has
+	Disks       []Disk // vda, vdb, … in order
+	Nets        []Net  // eth0, eth1, … in order
 	Console     Console
-	Vsock       string        // path of the UNIX socket that reaches the guest's vsock, or empty for none
-	Timeout     time.Duration // 0 for none
-	Grace       time.Duration // from pressing the power button to killing the guest; 0 for the default of 10 s
+	Vsock       string        // path of the UNIX socket that reaches the guest's vsock, made by New; or empty for none
+	Timeout     time.Duration // from starting the guest to killing it; 0 for none
+	Grace       time.Duration // from pressing the power button to killing the guest; 0 for DefaultGrace
 
 	Stdin  io.Reader // the guest's console input; nil for none
-	Stdout io.Writer // the guest's console output; nil to drop it
+	Stdout io.Writer // the guest's console output, as the guest wrote it; nil to drop it
 }
 
-// MaxCPUs is the largest number of vCPUs of one guest.
-const MaxCPUs = 254
+const (
+	// MaxCPUs is the largest number of vCPUs of one guest.
+	MaxCPUs = 254
+	// MinMemory is the least memory of a guest, in bytes.
+	MinMemory = 16 << 20
+	// MaxDevices is the largest number of disks and network devices together:
+	// the slots of one PCI bus less the bridge, console, entropy and vsock.
+	MaxDevices = 28
+	// DefaultGrace is the time from the power button to the kill.
+	DefaultGrace = 10 * time.Second
+)
 
 // Disk is one virtio block device.
 type Disk struct {
-	Path     string
-	ReadOnly bool
+	Path     string // a regular file or a block device, raw
+	ReadOnly bool   // the guest sees a read-only device, and the file is opened so
 }
 
 // NetKind says what is at the other end of a network device.
@@ -49,17 +58,17 @@ const (
 // Net is one virtio network device.
 type Net struct {
 	Kind     NetKind
-	Tap      string // NetTap: the interface, made if it does not exist
-	Bridge   string // NetTap: the bridge to put it on, or empty
-	Forwards []Forward
+	Tap      string    // NetTap: the interface, made if it does not exist
+	Bridge   string    // NetTap: the bridge to put it on, or empty
+	Forwards []Forward // NetUser only
 }
 
 // Forward carries connections to a host port into the guest (NetUser).
 type Forward struct {
 	Proto     string // "tcp" or "udp"
-	HostAddr  string // address to listen on; empty for 127.0.0.1
-	HostPort  uint16
-	GuestPort uint16
+	HostAddr  string // IP address to listen on; empty for 127.0.0.1
+	HostPort  uint16 // 1 to 65535
+	GuestPort uint16 // 1 to 65535
 }
 
 // Console says which device is the guest's /dev/console.
