@@ -1,0 +1,6 @@
+/* The smallest guest: a line, and power off. `disco check` boots it. */
+#include "tiny.h"
+
+main:
+        SAY     "hello from a tiny guest\n"
+        ret

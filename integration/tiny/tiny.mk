@@ -1,0 +1,15 @@
+# The tiny guests: integration/tiny/src/NAME.S -> integration/tiny/elf/NAME.elf,
+# which package tiny embeds. Included by the Makefile; needs gcc and binutils.
+
+TINY_DIR   := integration/tiny
+TINY_SRCS  := $(wildcard $(TINY_DIR)/src/*.S)
+TINY_ELFS  := $(patsubst $(TINY_DIR)/src/%.S,$(TINY_DIR)/elf/%.elf,$(TINY_SRCS))
+TINY_CC    ?= gcc
+TINY_FLAGS := -m64 -nostdlib -static -no-pie -Wl,-N,-Ttext=0x100000,--build-id=none,-z,noexecstack,--no-warn-rwx-segments,-s
+
+.PHONY: tiny
+tiny: $(TINY_ELFS) ## build the tiny test guests
+
+$(TINY_DIR)/elf/%.elf: $(TINY_DIR)/src/%.S $(TINY_DIR)/src/tiny.h $(TINY_DIR)/tiny.mk
+	@mkdir -p $(@D)
+	@$(TINY_CC) $(TINY_FLAGS) -o $@.tmp $< && mv $@.tmp $@
