@@ -1,0 +1,81 @@
+package vcpu
+
+import (
+	"math/bits"
+
+	"disco/vcpu/kvm"
+)
+
+// CPUID leaves and bits that depend on which vCPU asks (Intel SDM vol. 2A,
+// CPUID; AMD APM vol. 3, appendix E).
+const (
+	leafFeatures     = 0x1
+	leafCaches       = 0x4
+	leafTopology     = 0xb
+	leafTopologyV2   = 0x1f
+	leafAMDSizes     = 0x80000008
+	leafAMDTopology  = 0x8000001e
+	leafAMDCaches    = 0x8000001d
+	featureX2APIC    = 1 << 21 // leaf 1 ECX
+	featureDeadline  = 1 << 24
+	featureGuest     = 1 << 31
+	featureHTT       = 1 << 28 // leaf 1 EDX
+	topologyLevelSMT = 1
+	topologyCore     = 2
+)
+
+// CPUID makes from what KVM supports the leaves that vCPU id of n sees: one
+// package of n cores without hyperthreads, each core with its own caches up to
+// the second level, x2APIC and the TSC deadline timer (which KVM emulates but
+// does not list). The result is the caller's; supported is left as it was.
+func CPUID(supported []kvm.CPUIDEntry, id, n int) []kvm.CPUIDEntry {
+	apicBits := uint32(bits.Len(uint(n - 1)))
+	out := make([]kvm.CPUIDEntry, 0, len(supported))
+	for _, e := range supported {
+		switch e.Function {
+		case leafFeatures:
+			e.Ebx = e.Ebx&0x0000ffff | uint32(id)<<24 | min(uint32(1)<<apicBits, 255)<<16
+			e.Ecx |= featureX2APIC | featureDeadline | featureGuest
+			e.Edx &^= featureHTT
+			if n > 1 {
+				e.Edx |= featureHTT
+			}
+		case leafCaches, leafAMDCaches:
+			if e.Eax&0x1f == 0 {
+				break
+			}
+			sharing := uint32(0)
+			if level := e.Eax >> 5 & 7; level >= 3 {
+				sharing = 1<<apicBits - 1
+			}
+			e.Eax = e.Eax&^(0xfff<<14) | sharing<<14
+			if e.Function == leafCaches {
+				e.Eax = e.Eax&^(0x3f<<26) | min(uint32(1)<<apicBits-1, 0x3f)<<26
+			}
+		case leafTopology, leafTopologyV2:
+			// Rewritten whole below.
+			continue
+		case leafAMDSizes:
+			e.Ecx = apicBits<<12 | uint32(n-1)
+		case leafAMDTopology:
+			e.Eax, e.Ebx, e.Ecx = uint32(id), uint32(id), 0
+		}
+		out = append(out, e)
+	}
+	max := uint32(0)
+	for _, e := range supported {
+		if e.Function == 0 {
+			max = e.Eax
+		}
+	}
+	for _, leaf := range []uint32{leafTopology, leafTopologyV2} {
+		if leaf > max {
+			continue
+		}
+		out = append(out,
+			kvm.CPUIDEntry{Function: leaf, Index: 0, Flags: kvm.CPUIDSignificantIndex, Eax: 0, Ebx: 1, Ecx: 0 | topologyLevelSMT<<8, Edx: uint32(id)},
+			kvm.CPUIDEntry{Function: leaf, Index: 1, Flags: kvm.CPUIDSignificantIndex, Eax: apicBits, Ebx: uint32(n), Ecx: 1 | topologyCore<<8, Edx: uint32(id)},
+			kvm.CPUIDEntry{Function: leaf, Index: 2, Flags: kvm.CPUIDSignificantIndex, Ecx: 2, Edx: uint32(id)})
+	}
+	return out
+}
