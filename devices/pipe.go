@@ -1,0 +1,225 @@
+package devices
+
+import (
+	"io"
+	"sync"
+	"time"
+)
+
+// Pipe is a bounded buffer of bytes between a guest's console and the outside,
+// with backpressure both ways. It keeps order among the bytes of one caller of
+// Put. All methods may be called from many goroutines.
+type Pipe struct {
+	mu     sync.Mutex
+	buf    []byte
+	head   int // index of the oldest byte
+	n      int // bytes held
+	closed bool
+	data   chan struct{} // closed when bytes come; nil while nobody waits
+	room   chan struct{} // closed when bytes go; nil while nobody waits
+}
+
+// NewPipe makes a Pipe that holds up to size bytes.
+func NewPipe(size int) *Pipe { return &Pipe{buf: make([]byte, size)} }
+
+// Len is the number of bytes held.
+func (p *Pipe) Len() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
+}
+
+// Room is the number of bytes that Put would take now. A closed Pipe has all
+// its room, so that nobody waits for more.
+func (p *Pipe) Room() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return len(p.buf)
+	}
+	return len(p.buf) - p.n
+}
+
+func wake(c *chan struct{}) {
+	if *c != nil {
+		close(*c)
+		*c = nil
+	}
+}
+
+func waitOn(c *chan struct{}) chan struct{} {
+	if *c == nil {
+		*c = make(chan struct{})
+	}
+	return *c
+}
+
+// Put waits for room, puts as much of b as fits, and says how much that was: 0
+// only for an empty b, when the Pipe is closed, or when stop is closed. It
+// allocates only when it has to wait. A nil stop never stops it.
+func (p *Pipe) Put(b []byte, stop <-chan struct{}) int {
+	if len(b) == 0 {
+		return 0
+	}
+	for {
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return 0
+		}
+		if p.n < len(p.buf) {
+			break
+		}
+		c := waitOn(&p.room)
+		p.mu.Unlock()
+		select {
+		case <-c:
+		case <-stop:
+			return 0
+		}
+	}
+	defer p.mu.Unlock()
+	done := 0
+	for done < len(b) && p.n < len(p.buf) {
+		tail := (p.head + p.n) % len(p.buf)
+		end := min(len(p.buf), tail+len(p.buf)-p.n)
+		m := copy(p.buf[tail:end], b[done:])
+		p.n += m
+		done += m
+	}
+	wake(&p.data)
+	return done
+}
+
+// Take waits for bytes, moves as many as there are and fit to b, and says how
+// many: 0 only for an empty b, when stop is closed, or when the Pipe is closed
+// and empty.
+func (p *Pipe) Take(b []byte, stop <-chan struct{}) int {
+	for {
+		p.mu.Lock()
+		if n := p.take(b); n > 0 || p.closed || len(b) == 0 {
+			p.mu.Unlock()
+			return n
+		}
+		c := waitOn(&p.data)
+		p.mu.Unlock()
+		select {
+		case <-c:
+		case <-stop:
+			return 0
+		}
+	}
+}
+
+// TakeNow is Take that does not wait.
+func (p *Pipe) TakeNow(b []byte) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.take(b)
+}
+
+func (p *Pipe) take(b []byte) int {
+	done := 0
+	for done < len(b) && p.n > 0 {
+		m := copy(b[done:], p.buf[p.head:min(len(p.buf), p.head+p.n)])
+		p.head = (p.head + m) % len(p.buf)
+		p.n -= m
+		done += m
+	}
+	if done > 0 {
+		wake(&p.room)
+	}
+	return done
+}
+
+// Close ends the Pipe: every waiter returns, Put takes nothing more, Take still
+// empties it. Closing twice is harmless.
+func (p *Pipe) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	wake(&p.data)
+	wake(&p.room)
+}
+
+const (
+	outputSize  = 64 << 10
+	outputDrain = time.Second
+)
+
+// Output carries a guest's console bytes to a Writer, untouched, on a goroutine
+// of its own, so that a slow terminal does not hold up a vCPU before 64 KiB are
+// waiting. Several devices may share one.
+type Output struct {
+	pipe *Pipe
+	w    io.Writer
+	done chan struct{} // closed when the last byte has been written
+
+	mu     sync.Mutex
+	onRoom []func()
+}
+
+// NewOutput starts an Output to w. If w fails, bytes are dropped from then on:
+// a guest goes on when its terminal is gone.
+func NewOutput(w io.Writer) *Output {
+	o := &Output{pipe: NewPipe(outputSize), w: w, done: make(chan struct{})}
+	go o.run()
+	return o
+}
+
+func (o *Output) run() {
+	defer close(o.done)
+	var err error
+	for buf := make([]byte, outputSize/4); ; {
+		n := o.pipe.Take(buf, nil)
+		if n == 0 {
+			return
+		}
+		if err == nil {
+			_, err = o.w.Write(buf[:n])
+		}
+		o.mu.Lock()
+		hooks := o.onRoom
+		o.mu.Unlock()
+		for _, f := range hooks {
+			f()
+		}
+	}
+}
+
+// Put hands b on. It waits while 64 KiB are waiting, and returns early, with
+// the number of bytes taken, only when stop or the Output is closed. It
+// allocates only when it has to wait.
+func (o *Output) Put(b []byte, stop <-chan struct{}) int {
+	done := 0
+	for done < len(b) {
+		n := o.pipe.Put(b[done:], stop)
+		if n == 0 {
+			break
+		}
+		done += n
+	}
+	return done
+}
+
+// Room is the number of bytes that Put takes without waiting.
+func (o *Output) Room() int { return o.pipe.Room() }
+
+// OnRoom has f called, from the Output's goroutine, each time room was made.
+func (o *Output) OnRoom(f func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.onRoom = append(o.onRoom[:len(o.onRoom):len(o.onRoom)], f)
+}
+
+// Close stops taking bytes, frees whoever waits in Put, and waits up to a
+// second for what is buffered to reach the Writer. If the Writer is stuck for
+// longer, the rest is left to a goroutine that ends when the Writer returns.
+// Closing twice is harmless.
+func (o *Output) Close() {
+	o.pipe.Close()
+	select {
+	case <-o.done:
+	case <-time.After(outputDrain):
+	}
+}
