@@ -10,6 +10,6 @@ TINY_FLAGS := -m64 -nostdlib -static -no-pie -Wl,-N,-Ttext=0x100000,--build-id=n
 .PHONY: tiny
 tiny: $(TINY_ELFS) ## build the tiny test guests
 
-$(TINY_DIR)/elf/%.elf: $(TINY_DIR)/src/%.S $(TINY_DIR)/src/tiny.h $(TINY_DIR)/tiny.mk
+$(TINY_DIR)/elf/%.elf: $(TINY_DIR)/src/%.S $(wildcard $(TINY_DIR)/src/*.h) $(TINY_DIR)/tiny.mk
 	@mkdir -p $(@D)
 	@$(TINY_CC) $(TINY_FLAGS) -o $@.tmp $< && mv $@.tmp $@

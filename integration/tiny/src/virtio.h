@@ -1,0 +1,109 @@
+/*
+ * Virtio devices on PCI (virtio 1.2 §4.1): finding a function's structures. The
+ * results go to a record of the caller's, at RBP, so that CPUs do not meet.
+ */
+
+#define V_COMMON    8           /* addresses; 8 times their cfg_type */
+#define V_NOTIFY    16
+#define V_ISR       24
+#define V_DEVICE    32
+#define V_TABLE     40          /* the MSI-X table's address */
+#define V_MULT      48          /* notify_off_multiplier */
+#define V_SIZE      56
+
+/* virtio_pci_common_cfg (virtio 1.2 §4.1.4.3) */
+#define C_DEVICE_FEATURE_SELECT 0
+#define C_DEVICE_FEATURE        4
+#define C_DRIVER_FEATURE_SELECT 8
+#define C_DRIVER_FEATURE        12
+#define C_CONFIG_VECTOR         16
+#define C_NUM_QUEUES            18
+#define C_STATUS                20
+#define C_QUEUE_SELECT          22
+#define C_QUEUE_SIZE            24
+#define C_QUEUE_VECTOR          26
+#define C_QUEUE_ENABLE          28
+#define C_QUEUE_NOTIFY_OFF      30
+#define C_QUEUE_DESC            32
+#define C_QUEUE_DRIVER          40
+#define C_QUEUE_DEVICE          48
+
+/* Where BARs go that are not below 4 GiB yet: 1 MiB a device, 128 KiB a BAR. */
+#define BARS 0xd0000000
+
+        .section .text
+/*
+ * Fills the record at RBP for the function whose config space is at RBX, after
+ * placing its BARs below 4 GiB, and enables decoding, bus mastering and MSI-X.
+ * Also loses R8 and R9.
+ */
+virtio_find:
+        movw    $0, 4(%rbx)
+        movzbl  0x34(%rbx), %r8d
+        mov     $48, %r9d
+1:      and     $0xfc, %r8d
+        jz      9f
+        movzbl  (%rbx,%r8), %eax
+        cmp     $9, %eax
+        je      3f
+        cmp     $0x11, %eax
+        je      4f
+2:      movzbl  1(%rbx,%r8), %r8d
+        dec     %r9d
+        jnz     1b
+9:      movw    $6, 4(%rbx)
+        ret
+
+3:      movzbl  4(%rbx,%r8), %eax       /* virtio_pci_cap */
+        cmp     $5, %eax
+        ja      2b
+        call    bar
+        mov     8(%rbx,%r8), %ecx
+        add     %rcx, %rax
+        movzbl  3(%rbx,%r8), %ecx
+        cmp     $4, %ecx
+        ja      2b
+        mov     %rax, (%rbp,%rcx,8)
+        cmp     $2, %ecx
+        jne     2b
+        mov     16(%rbx,%r8), %eax
+        mov     %eax, V_MULT(%rbp)
+        jmp     2b
+
+4:      mov     4(%rbx,%r8), %ecx       /* MSI-X: BIR and offset */
+        mov     %ecx, %eax
+        and     $7, %eax
+        cmp     $5, %eax
+        ja      2b
+        call    bar
+        and     $~7, %ecx
+        add     %rcx, %rax
+        mov     %rax, V_TABLE(%rbp)
+        movw    $0x8000, 2(%rbx,%r8)
+        jmp     2b
+
+/* RAX = the address of BAR number EAX, which is placed first if need be. Keeps RCX. */
+bar:
+        push    %rcx
+        mov     %eax, %ecx
+        lea     0x10(%rbx,%rax,4), %rdx
+        mov     (%rdx), %eax
+        mov     %eax, %esi
+        and     $6, %esi                /* 4: a 64-bit BAR */
+        cmp     $4, %esi
+        jne     1f
+        cmpl    $0, 4(%rdx)
+        jne     2f
+1:      and     $~15, %eax
+        jnz     3f
+2:      mov     %ebx, %eax
+        and     $0xf8000, %eax
+        shl     $5, %eax
+        shl     $17, %ecx
+        lea     BARS(%rax,%rcx), %eax
+        mov     %eax, (%rdx)
+        cmp     $4, %esi
+        jne     3f
+        movl    $0, 4(%rdx)
+3:      pop     %rcx
+        ret
