@@ -1,0 +1,94 @@
+// Package guest is the default guest's side of the tests: the words it prints
+// and the patterns it expects on disks. The guest itself is Debian's cloud kernel
+// with an initramfs that mkinitrd writes, in which init is the only process that
+// is not started by hand.
+//
+// # What the guest prints
+//
+// Every line of its own begins with Prefix and goes to the console that the
+// kernel command line names last; the rest is key=value words, so that a test can
+// read them. The first line is Marker, before any module is loaded: with
+// console=hvc0 alone it appears on COM1, since hvc0 is a module's. After each
+// task comes
+//
+//	disco-guest: task=NAME result=ok
+//	disco-guest: task=NAME result=failed reason=TEXT TO THE END OF THE LINE
+//
+// and at the end `disco-guest: end=poweroff`. The guest powers off after its
+// tasks, whether or not they failed. A press of the power button powers it off at
+// any time, with `disco-guest: button=power`, except during spin and hang.
+//
+// # Words of the kernel command line
+//
+//	disco.task=NAME[=ARG],…  run these tasks in this order; default: hello
+//	disco.shell              then an interactive shell on the console; power off when it ends
+//
+// # Tasks
+//
+//	hello              what the guest sees: kernel=, cpus=, memory-kib=, disk=…, net=…, vsock-cid=…
+//	cpus               a thread pinned to each CPU in turn; cpus= ran=
+//	memory[=PERCENT]   fills that share of the free memory (default 50), checks it; bytes=
+//	disk[=DEV]         checks that DEV (default vda) holds PatternHost, writes PatternGuest over
+//	                   it, flushes, and checks what it reads back; dev= bytes=
+//	disk-read[=DEV]    only checks that DEV holds PatternHost
+//	disk-readonly[=DEV] checks PatternHost, and that DEV refuses to be opened for writing or to be written
+//	disk-zero[=DEV]    writes zeroes over DEV's first half and discards its second half by
+//	                   BLKZEROOUT and BLKDISCARD, and checks the zeroes
+//	net                DHCP on every Ethernet interface; net= mac= address= gateway=
+//	http-get=URL       (after net) fetches URL, prints `http-body=LINE` for each line
+//	http-serve=PORT    (after net) prints `http-serve=PORT`, answers GET / with PageBody, and ends at GET /stop
+//	vsock-echo=PORT    prints `vsock-echo=PORT cid=N`, echoes one connection until its end; bytes=
+//	vsock-connect=PORT connects to the host's PORT, sends PageBody, prints `vsock-reply=LINE`
+//	rng                reads 64 bytes from /dev/hwrng; rng=NAME
+//	wait-button        prints `waiting=button` and waits for the power button
+//	reboot             reboots
+//	reboot-once[=DEV]  reboots if sector 0 of DEV (default vda) lacks a mark, having put it there;
+//	                   else takes the mark away: rebooted=1
+//	poweroff           powers off at once, without the tasks that follow
+//	panic              makes the kernel panic
+//	spin               every CPU runs a loop for ever; the power button does nothing
+//	hang               nothing runs, for ever; the power button does nothing
+//
+// Not done: users and passwords, a kernel other than Debian's (mkinitrd takes any
+// modules tree, but the tests are made for that one), IPv6 addresses other than
+// the link's own.
+package guest
+
+import "encoding/binary"
+
+const (
+	// Prefix begins every line that the guest's init prints.
+	Prefix = "disco-guest: "
+	// Marker is the guest's first line from user space.
+	Marker = Prefix + "userspace"
+	// PageBody is what http-serve answers to GET /, and what vsock-connect sends.
+	PageBody = "hello from the disco guest\n"
+)
+
+// SectorSize is the unit of Pattern, in bytes.
+const SectorSize = 512
+
+// Seeds of the patterns on a test disk.
+const (
+	PatternHost  = 0x484f5354 // what the host writes before the guest starts
+	PatternGuest = 0x47554553 // what the guest leaves
+)
+
+// Pattern fills p with what a test disk holds from the given sector on: bytes
+// that depend on the seed, the sector and the place in it, so that sectors that
+// change places are noticed. len(p) is a multiple of SectorSize.
+func Pattern(p []byte, seed uint32, sector uint64) {
+	for len(p) >= SectorSize {
+		x := sector<<32 | uint64(seed)
+		for i := 0; i < SectorSize; i += 8 {
+			// The finalizer of splitmix64 (Steele et al., OOPSLA'14).
+			x += 0x9e3779b97f4a7c15
+			z := x
+			z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+			z = (z ^ z>>27) * 0x94d049bb133111eb
+			binary.LittleEndian.PutUint64(p[i:], z^z>>31)
+		}
+		p = p[SectorSize:]
+		sector++
+	}
+}

@@ -1,0 +1,107 @@
+// Command mkinitrd writes the default guest's initramfs: the guest's init, a
+// static busybox, and the kernel modules of the devices that the machine has.
+package main
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"disco/integration/initramfs"
+)
+
+// modules are what a guest of this monitor needs beyond what Debian's cloud
+// kernel has built in, the console first: it carries what the rest has to say.
+var modules = []string{
+	"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng",
+	"vmw_vsock_virtio_transport", "button", "evdev",
+}
+
+//go:embed udhcpc.sh
+var udhcpc string
+
+func main() {
+	out := flag.String("o", "", "initramfs to write")
+	init := flag.String("init", "", "static program to run as process 1")
+	busybox := flag.String("busybox", "", "static busybox")
+	tree := flag.String("modules", "", "modules tree of the kernel (…/lib/modules/VERSION)")
+	flag.Parse()
+	if *out == "" || *init == "" || *busybox == "" || *tree == "" || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := write(*out, *init, *busybox, *tree); err != nil {
+		fmt.Fprintln(os.Stderr, "mkinitrd:", err)
+		os.Exit(1)
+	}
+}
+
+// write makes the archive beside its final name and renames it, so that a file of
+// that name is always whole.
+func write(out, init, busybox, tree string) error {
+	f, err := os.CreateTemp(filepath.Dir(out), filepath.Base(out)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(fill(initramfs.NewWriter(f), init, busybox, tree), f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), out)
+}
+
+func fill(w *initramfs.Writer, init, busybox, tree string) error {
+	for _, dir := range []string{"bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"} {
+		if err := w.Dir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, d := range []struct {
+		name         string
+		major, minor uint32
+	}{
+		{"dev/console", 5, 1}, {"dev/null", 1, 3}, {"dev/ttyS0", 4, 64},
+	} {
+		if err := w.Device(d.name, 0o600, d.major, d.minor); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct{ from, to string }{{init, "init"}, {busybox, "bin/busybox"}} {
+		p, err := os.ReadFile(f.from)
+		if err != nil {
+			return err
+		}
+		if err := w.File(f.to, 0o755, bytes.NewReader(p), int64(len(p))); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct{ name, text string }{
+		{"etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"},
+		{"etc/group", "root:x:0:\n"},
+		{"etc/hostname", "disco\n"},
+		{"etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"},
+	} {
+		if err := w.File(f.name, 0o644, strings.NewReader(f.text), int64(len(f.text))); err != nil {
+			return err
+		}
+	}
+	if err := w.File("etc/udhcpc", 0o755, strings.NewReader(udhcpc), int64(len(udhcpc))); err != nil {
+		return err
+	}
+	if err := w.Symlink("busybox", "bin/sh"); err != nil {
+		return err
+	}
+	files, err := initramfs.ResolveModules(tree, modules...)
+	if err != nil {
+		return err
+	}
+	if err := w.Modules("lib/modules", files); err != nil {
+		return err
+	}
+	return w.Close()
+}
