@@ -1,6 +1,12 @@
 package virtio
 
-import "disco/memory"
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"disco/memory"
+)
 
 // Chain is one descriptor chain taken from a queue: a request. Its buffers are
 // pinned guest memory, bounds-checked, and stay valid until Queue.Done. A Chain
@@ -11,8 +17,48 @@ type Chain struct {
 	// Writable are the buffers that the device fills for the driver.
 	Writable [][]byte
 
-	head uint16
-	pins []pin
+	head     uint16
+	taken    bool     // from Next to Done
+	segments [][]byte // behind Readable, then Writable
+	readable int      // how many of segments are Readable
+	total    uint64   // bytes
+	pins     []pin
+}
+
+// add pins one descriptor's buffer. A driver puts the writable buffers after
+// the readable ones, and no more than 2^32 bytes in all (virtio 1.2 §2.7.4.2,
+// §2.7.5.2).
+func (c *Chain) add(s *memory.Space, d descriptor) error {
+	acc := memory.Read
+	if d.flags&flagWrite != 0 {
+		acc = memory.Write
+	} else if c.readable < len(c.segments) {
+		return errors.New("a readable buffer follows a writable one")
+	}
+	if d.len == 0 {
+		return nil
+	}
+	if c.total += uint64(d.len); c.total > math.MaxUint32 {
+		return errors.New("the chain is longer than 4 GiB")
+	}
+	segments, err := s.Pin(c.segments, d.addr, int(d.len), acc)
+	if err != nil {
+		return fmt.Errorf("buffer %#x+%#x: %w", uint64(d.addr), d.len, err)
+	}
+	c.segments = segments
+	c.pins = append(c.pins, pin{d.addr, int(d.len)})
+	if acc == memory.Read {
+		c.readable = len(segments)
+	}
+	return nil
+}
+
+// clear unpins everything.
+func (c *Chain) clear(s *memory.Space) {
+	for _, p := range c.pins {
+		s.Unpin(p.addr, p.n)
+	}
+	*c = Chain{segments: c.segments[:0], pins: c.pins[:0]}
 }
 
 type pin struct {

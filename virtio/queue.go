@@ -1,35 +1,350 @@
 package virtio
 
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+
+	"disco/memory"
+)
+
+// MaxQueueSize is the largest size of a split queue (virtio 1.2 §2.7).
+const MaxQueueSize = 32768
+
+// Offsets in the available and the used ring (virtio 1.2 §2.7.6, §2.7.8).
+const (
+	ringFlags   = 0
+	ringIndex   = 2
+	ringEntries = 4
+)
+
+// The driver sets availNoInterrupt, the device usedNoNotify, in ringFlags.
+const (
+	availNoInterrupt = 1
+	usedNoNotify     = 1
+)
+
+// batch bounds the chains that Serve handles before it tells the driver.
+const batch = 32
+
+// QueueConfig is what a driver and a transport agreed on for one queue.
+type QueueConfig struct {
+	Index    int
+	Size     uint16     // a power of two up to MaxQueueSize
+	Desc     memory.GPA // 16-byte aligned
+	Avail    memory.GPA // 2-byte aligned
+	Used     memory.GPA // 4-byte aligned
+	Features uint64     // as negotiated: FeatureEventIndex and FeatureIndirect matter here
+	Space    *memory.Space
+
+	// Interrupt tells the driver that chains were given back. Like Failed it
+	// comes from the queue's workers, and must not block or take a lock that
+	// is held while a worker is waited for.
+	Interrupt func()
+	// Failed is called once, when the driver broke the queue.
+	Failed func(err error)
+}
+
 // Queue is the device's side of one split virtqueue (virtio 1.2 §2.7).
-type Queue struct{}
+//
+// Next and Wait belong to one goroutine at a time, and so do Done and Flush;
+// the two may differ. Stop, Kick and Fail may be called from anywhere.
+// Nothing here allocates in steady state.
+type Queue struct {
+	index     int
+	size      uint16
+	event     bool // FeatureEventIndex
+	indirect  bool // FeatureIndirect
+	space     *memory.Space
+	interrupt func()
+	failed    func(error)
+	bell      *doorbell
+
+	desc, avail, used pages
+
+	stopping atomic.Bool // no more chains
+	broken   atomic.Bool // by the driver
+
+	// Of the goroutine that calls Next and Wait.
+	next  uint16 // the available index that comes next
+	entry [descriptorSize]byte
+
+	// Of the goroutine that calls Done and Flush.
+	done      uint16        // the used index that comes next
+	published atomic.Uint32 // the used index that the driver sees; Next reads it
+}
+
+// NewQueue takes a queue into use: it checks its addresses, pins its rings and
+// makes its doorbell. The caller owns it and ends it with Stop and Close.
+func NewQueue(c QueueConfig) (*Queue, error) {
+	q := &Queue{
+		index: c.Index, size: c.Size, space: c.Space, interrupt: c.Interrupt, failed: c.Failed,
+		event: c.Features&FeatureEventIndex != 0, indirect: c.Features&FeatureIndirect != 0,
+	}
+	if c.Size == 0 || c.Size > MaxQueueSize || bits.OnesCount16(c.Size) != 1 {
+		return nil, fmt.Errorf("queue %d: size %d is no power of two up to %d", c.Index, c.Size, MaxQueueSize)
+	}
+	n := int(c.Size)
+	var err error
+	for _, r := range []struct {
+		name  string
+		pages *pages
+		addr  memory.GPA
+		align memory.GPA
+		n     int
+		acc   memory.Access
+	}{
+		{"descriptor table", &q.desc, c.Desc, 16, descriptorSize * n, memory.Read},
+		{"available ring", &q.avail, c.Avail, 2, ringEntries + 2*n + 2, memory.Read},
+		{"used ring", &q.used, c.Used, 4, ringEntries + 8*n + 2, memory.Write},
+	} {
+		if r.addr%r.align != 0 {
+			err = fmt.Errorf("%#x is not aligned to %d", uint64(r.addr), r.align)
+		} else {
+			*r.pages, err = pinPages(c.Space, r.addr, r.n, r.acc)
+		}
+		if err != nil {
+			q.unpin()
+			return nil, fmt.Errorf("queue %d: %s: %w", c.Index, r.name, err)
+		}
+	}
+	if q.bell, err = newDoorbell(); err != nil {
+		q.unpin()
+		return nil, fmt.Errorf("queue %d: %w", c.Index, err)
+	}
+	return q, nil
+}
+
+func (q *Queue) unpin() {
+	q.desc.unpin(q.space)
+	q.avail.unpin(q.space)
+	q.used.unpin(q.space)
+}
 
 // Index is the queue's number on its device.
-func (q *Queue) Index() int { panic("being written") }
+func (q *Queue) Index() int { return q.index }
 
 // Size is the number of descriptors.
-func (q *Queue) Size() uint16 { panic("being written") }
+func (q *Queue) Size() uint16 { return q.size }
 
-// Next takes the next available chain. It returns false when there is none. If
-// the driver broke the ring, the device stops (NEEDS_RESET) and Next returns
-// false from then on.
-func (q *Queue) Next(c *Chain) bool { panic("being written") }
+// Next takes the next available chain. It returns false when there is none, or
+// when the device is stopping. If the driver broke the ring, the device stops
+// (NEEDS_RESET) and Next returns false from then on. Every chain taken must be
+// given back with Done, also after Stop began.
+func (q *Queue) Next(c *Chain) bool {
+	if c.taken {
+		panic("virtio: Next on a chain that was not given back")
+	}
+	if !q.ready() {
+		return false
+	}
+	c.clear(q.space)
+	if err := q.take(c); err != nil {
+		c.clear(q.space)
+		q.Fail(err)
+		return false
+	}
+	c.taken = true
+	return true
+}
 
-// Done gives a chain back to the driver, written bytes of its writable buffers
-// filled, and unpins it. The driver is told by the next Flush.
-func (q *Queue) Done(c *Chain, written uint32) { panic("being written") }
+// ready says whether a chain is available.
+func (q *Queue) ready() bool {
+	return !q.stopping.Load() && q.avail.load16(ringIndex) != q.next
+}
 
-// Flush interrupts the driver if chains were given back since the last Flush
-// and it wants to know (virtio 1.2 §2.7.7.2, §2.7.10).
-func (q *Queue) Flush() { panic("being written") }
+func (q *Queue) take(c *Chain) error {
+	// A driver has at most size chains with the device, so its index is never
+	// further than that ahead of what it got back.
+	index := q.avail.load16(ringIndex)
+	if index-q.next > q.size || index-uint16(q.published.Load()) > q.size {
+		return fmt.Errorf("available index %d is more than the queue size %d ahead of %d", index, q.size, uint16(q.published.Load()))
+	}
+	c.head = q.avail.load16(ringEntries + 2*uint32(q.next%q.size))
+	q.next++
+
+	// A chain is no longer than the queue (virtio 1.2 §2.7.5.2), so counting
+	// its descriptors also ends a loop.
+	left := q.size
+	for i := c.head; ; left-- {
+		if i >= q.size {
+			return fmt.Errorf("descriptor %d of %d", i, q.size)
+		}
+		if left == 0 {
+			return fmt.Errorf("chain %d loops or is longer than the queue size %d", c.head, q.size)
+		}
+		d := q.desc.descriptor(descriptorSize * uint32(i))
+		if d.flags&flagIndirect != 0 {
+			if err := q.takeIndirect(c, d, left); err != nil {
+				return err
+			}
+			break
+		}
+		if err := c.add(q.space, d); err != nil {
+			return err
+		}
+		if d.flags&flagNext == 0 {
+			break
+		}
+		i = d.next
+	}
+	c.Readable = c.segments[:c.readable:c.readable]
+	c.Writable = c.segments[c.readable:]
+	return nil
+}
+
+// takeIndirect adds the chain in the table of t, of at most left descriptors
+// (virtio 1.2 §2.7.5.3). The table may lie anywhere, so its entries are copied
+// out rather than pinned.
+func (q *Queue) takeIndirect(c *Chain, t descriptor, left uint16) error {
+	switch {
+	case !q.indirect:
+		return errors.New("indirect descriptor without the feature")
+	case t.flags&flagNext != 0:
+		return errors.New("indirect descriptor with a next one")
+	case t.len == 0 || t.len%descriptorSize != 0:
+		return fmt.Errorf("indirect table of %d bytes", t.len)
+	}
+	n := t.len / descriptorSize
+	for i := uint32(0); ; left-- {
+		if left == 0 {
+			return fmt.Errorf("indirect chain loops or is longer than the queue size %d", q.size)
+		}
+		if i >= n {
+			return fmt.Errorf("descriptor %d of an indirect table of %d", i, n)
+		}
+		at := t.addr + memory.GPA(i)*descriptorSize
+		if at < t.addr {
+			return fmt.Errorf("indirect table %#x: %w", uint64(t.addr), memory.ErrNotRAM)
+		}
+		if err := q.space.ReadAt(q.entry[:], at); err != nil {
+			return fmt.Errorf("indirect table %#x: %w", uint64(t.addr), err)
+		}
+		d := parseDescriptor(&q.entry)
+		if d.flags&flagIndirect != 0 {
+			return errors.New("indirect descriptor inside an indirect table")
+		}
+		if err := c.add(q.space, d); err != nil {
+			return err
+		}
+		if d.flags&flagNext == 0 {
+			return nil
+		}
+		i = uint32(d.next)
+	}
+}
+
+// Done gives a chain back, written bytes of its writable buffers filled, and
+// unpins it. The driver sees it, and is told, by the next Flush: chains given
+// back between two Flushes appear to it all at once, in the order of Done.
+func (q *Queue) Done(c *Chain, written uint32) {
+	if !c.taken {
+		panic("virtio: Done on a chain that was not taken")
+	}
+	head := c.head
+	c.clear(q.space)
+	if q.broken.Load() {
+		return
+	}
+	at := ringEntries + 8*uint32(q.done%q.size)
+	q.used.store32(at, uint32(head))
+	q.used.store32(at+4, written)
+	q.done++
+}
+
+// Flush shows the driver the chains given back since the last Flush, if any,
+// and interrupts it if it wants to know (virtio 1.2 §2.7.7.2, §2.7.10).
+func (q *Queue) Flush() {
+	before := uint16(q.published.Load())
+	if before == q.done || q.broken.Load() {
+		return
+	}
+	q.published.Store(uint32(q.done))
+	q.used.store16(ringIndex, q.done)
+	if q.event {
+		at := q.avail.load16(ringEntries + 2*uint32(q.size))
+		if q.done-at-1 < q.done-before {
+			q.interrupt()
+		}
+	} else if q.avail.load16(ringFlags)&availNoInterrupt == 0 {
+		q.interrupt()
+	}
+}
 
 // Wait blocks until a chain may be available, and returns false when the
 // device is stopping. It enables the driver's kicks only while it waits.
-func (q *Queue) Wait() bool { panic("being written") }
+func (q *Queue) Wait() bool {
+	for !q.ready() {
+		if q.stopping.Load() {
+			return false
+		}
+		q.notify(true)
+		// The driver may have added a chain, and not kicked, just before.
+		if !q.ready() && q.bell.wait() != nil {
+			return false
+		}
+		q.notify(false)
+	}
+	return true
+}
+
+// notify asks for kicks, or to be spared them. With the event index a kick is
+// asked for once: the index that was asked for stays behind by itself.
+func (q *Queue) notify(on bool) {
+	switch {
+	case q.event && on:
+		q.used.store16(ringEntries+8*uint32(q.size), q.next)
+	case q.event:
+	case on:
+		q.used.store16(ringFlags, 0)
+	default:
+		q.used.store16(ringFlags, usedNoNotify)
+	}
+}
 
 // Serve runs a worker: it hands each chain to handle, gives it back with the
-// count that handle returns, and flushes after each batch, until Stop.
-func (q *Queue) Serve(handle func(c *Chain) (written uint32)) { panic("being written") }
+// count that handle returns, and flushes when the queue runs empty or after a
+// few dozen chains, until Stop. It suits handlers that take microseconds: the
+// driver sees the first chain of a batch when the last is done.
+func (q *Queue) Serve(handle func(c *Chain) (written uint32)) {
+	var c Chain
+	for q.Wait() {
+		for n := 0; n < batch && q.Next(&c); n++ {
+			q.Done(&c, handle(&c))
+		}
+		q.Flush()
+	}
+}
 
 // Fail stops the device because its driver misbehaved: NEEDS_RESET is set, the
-// configuration interrupt raised, and err logged once.
-func (q *Queue) Fail(err error) { panic("being written") }
+// configuration interrupt raised, and err logged once. Chains that were taken
+// are still to be given to Done, which then only unpins them.
+func (q *Queue) Fail(err error) {
+	if q.broken.Swap(true) {
+		return
+	}
+	q.Stop()
+	q.failed(fmt.Errorf("queue %d: %w", q.index, err))
+}
+
+// Kick does what a driver's notification does.
+func (q *Queue) Kick() { q.bell.ring() }
+
+// Doorbell is the eventfd that Kick adds to; it stays the queue's own.
+func (q *Queue) Doorbell() int { return q.bell.fd }
+
+// Stop makes Next and Wait return false from now on. It does not wait for the
+// queue's workers.
+func (q *Queue) Stop() {
+	q.stopping.Store(true)
+	q.bell.silence()
+}
+
+// Close unpins the rings and frees the doorbell. No worker may use the queue
+// any more; Kick does nothing.
+func (q *Queue) Close() {
+	q.Stop()
+	q.bell.close()
+	q.unpin()
+}

@@ -1,0 +1,42 @@
+package virtio
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// doorbell is an eventfd that the driver's kicks add to. A goroutine that waits
+// for it is parked by Go's poller and holds no thread.
+type doorbell struct {
+	fd   int      // for KVM; os.File.Fd would make it blocking
+	file *os.File // owns fd
+	buf  [8]byte  // of the one goroutine that waits
+}
+
+var kick = [8]byte{1}
+
+func newDoorbell() (*doorbell, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	return &doorbell{fd: fd, file: os.NewFile(uintptr(fd), "doorbell")}, nil
+}
+
+// ring does what a kick does. After close it does nothing.
+func (d *doorbell) ring() { _, _ = d.file.Write(kick[:]) }
+
+// wait returns when the doorbell has been rung since the last wait, or with an
+// error when it was silenced.
+func (d *doorbell) wait() error {
+	_, err := d.file.Read(d.buf[:])
+	return err
+}
+
+// silence ends the wait under way, and every later one.
+func (d *doorbell) silence() { _ = d.file.SetReadDeadline(time.Unix(1, 0)) }
+
+func (d *doorbell) close() { _ = d.file.Close() }
