@@ -13,8 +13,8 @@ import (
 // halt_exits for a vCPU.
 type Stats map[string]uint64
 
-// Stats reads the vCPU's counters (KVM_GET_STATS_FD, KVM api §4.133). Counters
-// with more than one value (histograms) are left out. On a kernel without
+// Stats reads the vCPU's counters (KVM_GET_STATS_FD, KVM api §4.133). Only
+// what counts up is there: no peaks, momentary values or histograms. On a kernel without
 // KVM_CAP_BINARY_STATS_FD the error is unix.ENOTTY.
 func (c *VCPU) Stats() (Stats, error) {
 	fd, err := call(c.fd, reqGetStatsFD, 0)
@@ -43,7 +43,8 @@ func readStats(fd int) (Stats, error) {
 	s := make(Stats, num)
 	var value [8]byte
 	for ; len(desc) > 0; desc = desc[fixed+nameSize:] {
-		if binary.LittleEndian.Uint16(desc[6:]) != 1 {
+		const kindMask, cumulative = 0xf, 0
+		if u32(desc)&kindMask != cumulative || binary.LittleEndian.Uint16(desc[6:]) != 1 {
 			continue
 		}
 		name, _, _ := strings.Cut(string(desc[fixed:fixed+nameSize]), "\x00")
