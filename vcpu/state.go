@@ -10,11 +10,16 @@ import (
 type Boot struct {
 	Long bool   // 64-bit mode with paging through CR3; else 32-bit protected mode, no paging
 	CR3  uint64 // with Long: identity map
-	GDT  uint64 // where the table below was written
 	RIP  uint64
 	RSP  uint64
 	RSI  uint64
 	RBX  uint64
+
+	// GDT is the address of a descriptor table in guest memory, GDTLimit its
+	// last byte, and Code and Data the selectors of its flat segments.
+	GDT        uint64
+	GDTLimit   uint16
+	Code, Data uint16
 }
 
 // Control register and EFER bits (Intel SDM vol. 3A §2.5, §2.2.1).
@@ -27,8 +32,6 @@ const (
 	msrMTRRDefType      = 0x2ff
 	miscFastStrings     = 1
 	mtrrOnWriteBack     = 0x800 | 6
-	selectorCode        = 0x10
-	selectorData        = 0x18
 )
 
 // Reset puts the vCPU into the state that firmware leaves it in: its CPUID
@@ -56,16 +59,14 @@ func (v *VCPU) Reset(cpuid []kvm.CPUIDEntry) error {
 	return nil
 }
 
-// SetBoot makes the vCPU enter a kernel as b says. The GDT at b.GDT holds a code
-// segment at 0x10 and a data segment at 0x18, flat, as the Linux boot protocol
-// asks for.
+// SetBoot makes the vCPU enter a kernel as b says, with interrupts off.
 func (v *VCPU) SetBoot(b Boot) error {
 	s, err := v.kvm.Sregs()
 	if err != nil {
 		return fmt.Errorf("vCPU %d: %w", v.id, err)
 	}
-	code := kvm.Segment{Limit: 0xffffffff, Selector: selectorCode, Typ: 0xb, Present: 1, S: 1, G: 1}
-	data := kvm.Segment{Limit: 0xffffffff, Selector: selectorData, Typ: 0x3, Present: 1, S: 1, G: 1, DB: 1}
+	code := kvm.Segment{Limit: 0xffffffff, Selector: b.Code, Typ: 0xb, Present: 1, S: 1, G: 1}
+	data := kvm.Segment{Limit: 0xffffffff, Selector: b.Data, Typ: 0x3, Present: 1, S: 1, G: 1, DB: 1}
 	s.CR0 = cr0PE | cr0ET
 	s.CR4, s.EFER, s.CR3 = 0, 0, 0
 	if b.Long {
@@ -81,7 +82,7 @@ func (v *VCPU) SetBoot(b Boot) error {
 	s.DS, s.ES, s.FS, s.GS, s.SS = data, data, data, data, data
 	s.TR = kvm.Segment{Limit: 0x67, Typ: 0xb, Present: 1}
 	s.LDT = kvm.Segment{Unusable: 1}
-	s.GDT = kvm.Descriptor{Base: b.GDT, Limit: 0x1f}
+	s.GDT = kvm.Descriptor{Base: b.GDT, Limit: b.GDTLimit}
 	s.IDT = kvm.Descriptor{}
 	if err := v.kvm.SetSregs(s); err != nil {
 		return fmt.Errorf("vCPU %d: %w", v.id, err)

@@ -64,7 +64,7 @@ func start(t *testing.T, h Handler, code ...byte) *VCPU {
 	if err := v.Reset(CPUID(cpuid, 0, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.SetBoot(Boot{RIP: 0x1000, RSP: 0x8000}); err != nil {
+	if err := v.SetBoot(Boot{RIP: 0x1000, RSP: 0x8000, GDTLimit: 0x1f, Code: 0x10, Data: 0x18}); err != nil {
 		t.Fatal(err)
 	}
 	v.Start()

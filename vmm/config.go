@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"io"
+	"log/slog"
 	"time"
 )
 
@@ -23,8 +24,9 @@ type Config struct {
 	Timeout     time.Duration // from starting the guest to killing it; 0 for none
 	Grace       time.Duration // from pressing the power button to killing the guest; 0 for DefaultGrace
 
-	Stdin  io.Reader // the guest's console input; nil for none
-	Stdout io.Writer // the guest's console output, as the guest wrote it; nil to drop it
+	Stdin  io.Reader    // the guest's console input; nil for none
+	Stdout io.Writer    // the guest's console output, as the guest wrote it; nil to drop it
+	Log    *slog.Logger // what the monitor has to say; nil to drop it
 }
 
 const (
