@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,9 @@ func startBusybox(args ...string) (*os.Process, error) {
 	})
 }
 
+// patience is how long one of busybox's programs may take.
+const patience = 60 * time.Second
+
 // busybox runs one of busybox's programs to its end and returns its output.
 func busybox(args ...string) ([]byte, error) {
 	r, w, err := os.Pipe()
@@ -41,6 +45,7 @@ func busybox(args ...string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer time.AfterFunc(patience, func() { p.Kill() }).Stop()
 	out, readErr := io.ReadAll(r)
 	state, err := p.Wait()
 	switch {
@@ -59,13 +64,11 @@ func configureNet() error {
 	interfaces, _ := filepath.Glob("/sys/class/net/*")
 	for _, dir := range interfaces {
 		name := filepath.Base(dir)
-		if readText(dir+"/type") != "1" { // ARPHRD_ETHER
+		if readText(dir+"/type") != "1" || readText(leases+name) != "" { // ARPHRD_ETHER
 			continue
 		}
-		if readText(leases+name) == "" {
-			if _, err := busybox("udhcpc", "-i", name, "-n", "-q", "-f", "-t", "8", "-T", "1", "-s", "/etc/udhcpc"); err != nil {
-				errs = append(errs, fmt.Errorf("%s: no address: %w", name, err))
-			}
+		if _, err := busybox("udhcpc", "-i", name, "-n", "-q", "-f", "-t", "8", "-T", "1", "-s", "/etc/udhcpc"); err != nil {
+			errs = append(errs, fmt.Errorf("%s: no address: %w", name, err))
 		}
 		say("net=%s mac=%s %s", name, readText(dir+"/address"), readText(leases+name))
 	}
@@ -76,7 +79,7 @@ func httpGet(url string) error {
 	if err := configureNet(); err != nil {
 		return err
 	}
-	body, err := busybox("wget", "-q", "-T", "20", "-O", "-", url)
+	body, err := busybox("wget", "-q", "-O", "-", url)
 	if err != nil {
 		return err
 	}
