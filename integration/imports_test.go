@@ -1,0 +1,75 @@
+package integration
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport is the house plan: which of our own packages each may import,
+// directly or not. A package that is not here has no place yet; give it one in
+// docs/ARCHITECTURE.md first. Test helpers (…test) and commands stand outside.
+var mayImport = map[string][]string{
+	"memory/arena":                 {},
+	"memory":                       {"memory/arena"},
+	"devices":                      {},
+	"devices/pci":                  {"devices"},
+	"disk":                         {},
+	"net/frame":                    {},
+	"net/tap":                      {"net/frame"},
+	"net/user":                     {"net/frame"},
+	"virtio":                       {"memory", "memory/arena", "devices", "devices/pci"},
+	"virtio/blk":                   {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
+	"virtio/console":               {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
+	"virtio/net":                   {"virtio", "memory", "memory/arena", "devices", "devices/pci", "net/frame"},
+	"virtio/rng":                   {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
+	"virtio/vsock":                 {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
+	"vcpu/kvm":                     {},
+	"vcpu":                         {"vcpu/kvm"},
+	"vmm/boot":                     {"memory", "memory/arena"},
+	"integration/initramfs":        {"integration/initramfs/insmod"},
+	"integration/initramfs/insmod": {},
+	"integration/tiny":             {},
+	"integration/lab":              {"integration/initramfs", "integration/initramfs/insmod"},
+}
+
+// anyBut are the packages that may import anything except what is listed.
+var anyBut = map[string][]string{
+	"vmm":       {"host", "integration", "cmd/disco"},
+	"host":      {"cmd/disco", "virtio", "disk"},
+	"cmd/disco": {},
+}
+
+func TestImportsPointDown(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}:{{join .Deps " "}}`, "disco/...").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		name, deps, ok := strings.Cut(strings.TrimSpace(line), ":")
+		pkg, ours := strings.CutPrefix(name, "disco/")
+		if !ok || !ours || pkg == "integration" || strings.HasSuffix(pkg, "test") {
+			continue
+		}
+		var own []string
+		for _, d := range strings.Fields(deps) {
+			if d, ok := strings.CutPrefix(d, "disco/"); ok {
+				own = append(own, d)
+			}
+		}
+		allowed, strict := mayImport[pkg]
+		banned, loose := anyBut[pkg]
+		for _, d := range own {
+			switch {
+			case strict && !slices.Contains(allowed, d):
+				t.Errorf("%s imports %s, which the house plan does not allow", pkg, d)
+			case loose && slices.Contains(banned, d):
+				t.Errorf("%s imports %s, which is above it", pkg, d)
+			}
+		}
+		if !strict && !loose && !strings.HasPrefix(pkg, "integration/") {
+			t.Errorf("%s has no place in the house plan", pkg)
+		}
+	}
+}
