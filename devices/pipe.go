@@ -6,21 +6,47 @@ import (
 	"time"
 )
 
-// Pipe is a bounded buffer of bytes between a guest's console and the outside,
-// with backpressure both ways. It keeps order among the bytes of one caller of
-// Put. All methods may be called from many goroutines.
+// Pipe is a bounded buffer of bytes between a guest and the outside, with
+// backpressure both ways. The bytes of one caller of Put stay in order. All
+// methods may be called from many goroutines, and none allocates.
 type Pipe struct {
 	mu     sync.Mutex
 	buf    []byte
 	head   int // index of the oldest byte
 	n      int // bytes held
 	closed bool
-	data   chan struct{} // closed when bytes come; nil while nobody waits
-	room   chan struct{} // closed when bytes go; nil while nobody waits
+
+	// Each holds a token when there may be bytes, or room. Who takes a token
+	// and leaves something over puts it back for the next waiter.
+	data, room chan struct{}
+	gone       chan struct{} // closed by Close
 }
 
 // NewPipe makes a Pipe that holds up to size bytes.
-func NewPipe(size int) *Pipe { return &Pipe{buf: make([]byte, size)} }
+func NewPipe(size int) *Pipe {
+	return &Pipe{
+		buf:  make([]byte, size),
+		data: make(chan struct{}, 1),
+		room: make(chan struct{}, 1),
+		gone: make(chan struct{}),
+	}
+}
+
+// signal puts tokens where there is something to wait for. p.mu is held.
+func (p *Pipe) signal() {
+	if p.n > 0 {
+		select {
+		case p.data <- struct{}{}:
+		default:
+		}
+	}
+	if p.n < len(p.buf) {
+		select {
+		case p.room <- struct{}{}:
+		default:
+		}
+	}
+}
 
 // Len is the number of bytes held.
 func (p *Pipe) Len() int {
@@ -40,96 +66,82 @@ func (p *Pipe) Room() int {
 	return len(p.buf) - p.n
 }
 
-func wake(c *chan struct{}) {
-	if *c != nil {
-		close(*c)
-		*c = nil
-	}
-}
-
-func waitOn(c *chan struct{}) chan struct{} {
-	if *c == nil {
-		*c = make(chan struct{})
-	}
-	return *c
-}
-
 // Put waits for room, puts as much of b as fits, and says how much that was: 0
-// only for an empty b, when the Pipe is closed, or when stop is closed. It
-// allocates only when it has to wait. A nil stop never stops it.
+// only for an empty b, when the Pipe is closed, or when stop is closed. A nil
+// stop never stops it.
 func (p *Pipe) Put(b []byte, stop <-chan struct{}) int {
-	if len(b) == 0 {
-		return 0
-	}
 	for {
-		p.mu.Lock()
-		if p.closed {
-			p.mu.Unlock()
-			return 0
+		n, closed := p.put(b)
+		if n > 0 || closed || len(b) == 0 {
+			return n
 		}
-		if p.n < len(p.buf) {
-			break
-		}
-		c := waitOn(&p.room)
-		p.mu.Unlock()
 		select {
-		case <-c:
+		case <-p.room:
+		case <-p.gone:
 		case <-stop:
 			return 0
 		}
 	}
+}
+
+func (p *Pipe) put(b []byte) (n int, closed bool) {
+	p.mu.Lock()
 	defer p.mu.Unlock()
-	done := 0
-	for done < len(b) && p.n < len(p.buf) {
+	for !p.closed && n < len(b) && p.n < len(p.buf) {
 		tail := (p.head + p.n) % len(p.buf)
-		end := min(len(p.buf), tail+len(p.buf)-p.n)
-		m := copy(p.buf[tail:end], b[done:])
+		m := copy(p.buf[tail:min(len(p.buf), tail+len(p.buf)-p.n)], b[n:])
 		p.n += m
-		done += m
+		n += m
 	}
-	wake(&p.data)
-	return done
+	p.signal()
+	return n, p.closed
 }
 
 // Take waits for bytes, moves as many as there are and fit to b, and says how
 // many: 0 only for an empty b, when stop is closed, or when the Pipe is closed
 // and empty.
 func (p *Pipe) Take(b []byte, stop <-chan struct{}) int {
-	for {
-		p.mu.Lock()
-		if n := p.take(b); n > 0 || p.closed || len(b) == 0 {
-			p.mu.Unlock()
+	for len(b) > 0 && p.Wait(stop) {
+		if n := p.TakeNow(b); n > 0 {
 			return n
 		}
-		c := waitOn(&p.data)
-		p.mu.Unlock()
-		select {
-		case <-c:
-		case <-stop:
-			return 0
-		}
 	}
+	return 0
 }
 
 // TakeNow is Take that does not wait.
 func (p *Pipe) TakeNow(b []byte) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.take(b)
-}
-
-func (p *Pipe) take(b []byte) int {
-	done := 0
-	for done < len(b) && p.n > 0 {
-		m := copy(b[done:], p.buf[p.head:min(len(p.buf), p.head+p.n)])
+	n := 0
+	for n < len(b) && p.n > 0 {
+		m := copy(b[n:], p.buf[p.head:min(len(p.buf), p.head+p.n)])
 		p.head = (p.head + m) % len(p.buf)
 		p.n -= m
-		done += m
+		n += m
 	}
-	if done > 0 {
-		wake(&p.room)
+	p.signal()
+	return n
+}
+
+// Wait waits for bytes and says whether there are any: false when stop is
+// closed, or when the Pipe is closed and empty.
+func (p *Pipe) Wait(stop <-chan struct{}) bool {
+	for {
+		p.mu.Lock()
+		n, closed := p.n, p.closed
+		p.signal()
+		p.mu.Unlock()
+		if n > 0 || closed {
+			return n > 0
+		}
+		select {
+		case <-p.data:
+		case <-p.gone:
+		case <-stop:
+			return false
+		}
 	}
-	return done
 }
 
 // Close ends the Pipe: every waiter returns, Put takes nothing more, Take still
@@ -137,9 +149,10 @@ func (p *Pipe) take(b []byte) int {
 func (p *Pipe) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = true
-	wake(&p.data)
-	wake(&p.room)
+	if !p.closed {
+		p.closed = true
+		close(p.gone)
+	}
 }
 
 const (
@@ -188,8 +201,7 @@ func (o *Output) run() {
 }
 
 // Put hands b on. It waits while 64 KiB are waiting, and returns early, with
-// the number of bytes taken, only when stop or the Output is closed. It
-// allocates only when it has to wait.
+// the number of bytes taken, only when stop or the Output is closed.
 func (o *Output) Put(b []byte, stop <-chan struct{}) int {
 	done := 0
 	for done < len(b) {
