@@ -159,8 +159,8 @@ func (v *VCPU) loop() End {
 		if err := v.kvm.Run(); err != nil {
 			switch {
 			case errors.Is(err, unix.EINTR):
-				v.exits[kvm.ExitIntr].Add(1)
 				v.kvm.ImmediateExit(false)
+				v.exits[kvm.ExitIntr].Add(1)
 				if v.stop.Load() {
 					return End{CPU: v.id, Cause: Stopped}
 				}
