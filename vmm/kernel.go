@@ -1,0 +1,207 @@
+package vmm
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"disco/vmm/boot"
+)
+
+const (
+	// cacheFormat is part of every key: a new number leaves old entries unused.
+	cacheFormat = 1
+	// cacheKeep is how many unpacked kernels are kept, about 30 MiB each.
+	cacheKeep = 4
+	// cacheStale is the age at which another process's unfinished entry is
+	// taken for left behind.
+	cacheStale = time.Hour
+
+	cacheSuffix = ".vmlinux"
+	tempSuffix  = ".tmp"
+)
+
+// openKernel opens the kernel at path for loading. Unless kaslr is set, a
+// bzImage is given as the ELF inside it, which is unpacked once and then kept
+// in the user's cache folder; where there can be no such folder it is unpacked
+// into memory each time. The Kernel reads from what the Closer closes; that is
+// nil exactly if there is an error.
+func openKernel(path string, kaslr bool) (*boot.Kernel, io.Closer, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("kernel %s: %w", path, pathless(err))
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("kernel %s: %w", path, pathless(err)), f.Close())
+	}
+	k, err := boot.ParseKernel(path, f, st.Size())
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	if kaslr || !k.Packed() {
+		return k, f, nil
+	}
+	defer f.Close()
+	entry := cacheEntry(path, st)
+	if k, c, ok := openCached(path, entry); ok {
+		return k, c, nil
+	}
+	u, mem, err := unpackKernel(path, k)
+	if err != nil {
+		return nil, nil, err
+	}
+	if entry != "" && saveCached(u, entry) == nil {
+		if k, c, ok := openCached(path, entry); ok {
+			return k, c, mem.Close()
+		}
+	}
+	return u, mem, nil
+}
+
+// pathless is err without the path that the caller's message already names.
+func pathless(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+// cacheEntry is the file in which the kernel at path is cached, or empty for
+// none. The times of change stand for the contents. The inode's number does
+// not: the same file has another one when it is seen through a 9p mount.
+func cacheEntry(path string, st fs.FileInfo) string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return ""
+	}
+	var changed syscall.Timespec
+	if raw, ok := st.Sys().(*syscall.Stat_t); ok {
+		changed = raw.Ctim
+	}
+	key := sha256.Sum256(fmt.Appendf(nil, "%d\x00%s\x00%d\x00%d\x00%d",
+		cacheFormat, path, st.Size(), st.ModTime().UnixNano(), changed.Nano()))
+	return filepath.Join(dir, "disco", "kernels", fmt.Sprintf("%x%s", key[:12], cacheSuffix))
+}
+
+// openCached opens a cache entry, if it is there and whole. An ELF's headers say
+// how long the file is, so parsing finds a truncated one.
+func openCached(path, entry string) (*boot.Kernel, io.Closer, bool) {
+	if entry == "" {
+		return nil, nil, false
+	}
+	f, err := os.Open(entry)
+	if err != nil {
+		return nil, nil, false
+	}
+	st, err := f.Stat()
+	if err == nil {
+		var k *boot.Kernel
+		if k, err = boot.ParseKernel(path, f, st.Size()); err == nil && !k.Packed() {
+			now := time.Now()
+			os.Chtimes(entry, now, now) // best effort: the oldest are dropped first
+			return k, f, true
+		}
+	}
+	f.Close()
+	return nil, nil, false
+}
+
+// unpackKernel unpacks k into a file that is only in memory.
+func unpackKernel(path string, k *boot.Kernel) (*boot.Kernel, *os.File, error) {
+	fd, err := unix.MemfdCreate("disco-kernel", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, nil, fmt.Errorf("kernel %s: memory to unpack it in: %w", path, err)
+	}
+	mem := os.NewFile(uintptr(fd), path)
+	if err := k.Unpack(mem); err != nil {
+		return nil, nil, errors.Join(err, mem.Close())
+	}
+	// Decompressors keep windows of many MiB, and this process lives long.
+	debug.FreeOSMemory()
+	st, err := mem.Stat()
+	if err != nil {
+		return nil, nil, errors.Join(err, mem.Close())
+	}
+	u, err := boot.ParseKernel(path, mem, st.Size())
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("unpacked %w", err), mem.Close())
+	}
+	if u.Packed() {
+		return nil, nil, errors.Join(fmt.Errorf("kernel %s: what is packed in it is not an ELF", path), mem.Close())
+	}
+	return u, mem, nil
+}
+
+// saveCached writes k to a cache entry, whole or not at all, and drops the
+// entries that have not been used for longest.
+func saveCached(k *boot.Kernel, entry string) (err error) {
+	dir := filepath.Dir(entry)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	trimCache(dir, cacheKeep-1)
+	f, err := os.CreateTemp(dir, "*"+tempSuffix)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if err := k.Trim(f); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), entry)
+}
+
+// trimCache removes all but the keep newest entries of dir, and what killed
+// processes left there. A guest that has an entry open keeps its contents.
+func trimCache(dir string, keep int) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	type aged struct {
+		name string
+		used time.Time
+	}
+	var entries []aged
+	for _, f := range files {
+		st, err := f.Info()
+		if err != nil || !st.Mode().IsRegular() {
+			continue
+		}
+		switch {
+		case strings.HasSuffix(f.Name(), cacheSuffix):
+			entries = append(entries, aged{f.Name(), st.ModTime()})
+		case strings.HasSuffix(f.Name(), tempSuffix) && time.Since(st.ModTime()) > cacheStale:
+			os.Remove(filepath.Join(dir, f.Name()))
+		}
+	}
+	slices.SortFunc(entries, func(a, b aged) int { return cmp.Or(b.used.Compare(a.used), cmp.Compare(a.name, b.name)) })
+	for _, e := range entries[min(keep, len(entries)):] {
+		os.Remove(filepath.Join(dir, e.name))
+	}
+}
