@@ -18,6 +18,13 @@ func TestKVMHello(t *testing.T) {
 	r.expect("hello from a tiny guest\n")
 }
 
+// TestKVMPVH enters a guest in 32-bit mode, with its start info.
+func TestKVMPVH(t *testing.T) {
+	r := newRig(t, 1, "pvh", "so it goes")
+	r.powerOff()
+	r.expect("pvh: so it goes\n")
+}
+
 // TestKVMExits shows that each size and kind of access arrives as what it is,
 // once, in order, and that what a read is answered with reaches the guest.
 func TestKVMExits(t *testing.T) {

@@ -2,8 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"sync"
 	"testing"
@@ -13,25 +11,18 @@ import (
 	"disco/memory"
 	"disco/vcpu"
 	"disco/vcpu/kvm"
+	"disco/vmm/boot"
 )
 
-// Ports of the tiny guests (integration/tiny/src/tiny.h).
+// Where the tiny guests knock when not told otherwise (integration/tiny/src/tiny.h).
 const (
-	com1      = 0x3f8
-	comStatus = 0x3fd
-	sleepPort = 0x600
 	sparePort = 0x510
 	spareAddr = 0xdfff0000
 )
 
-// Where a rig's guest finds what it enters with.
 const (
-	rigMemory   = 16 << 20
-	rigGDT      = 0x500
-	rigZeroPage = 0x7000
-	rigTables   = 0x9000 // 6 pages: the low 4 GiB, identity-mapped in 2 MiB pages
-	rigCmdline  = 0x20000
-	rigIdentity = 0xfffbc000
+	rigMemory   = 16 << 20    // bytes
+	rigRealMode = 0xfffb_c000 // away from memory and devices
 )
 
 // patience bounds every wait of these tests. What they wait for takes
@@ -88,14 +79,14 @@ func newRig(t *testing.T, cpus int, name, cmdline string) *rig {
 	})
 	for _, err := range []error{
 		r.vm.SplitIRQChip(),
-		r.vm.SetRealModeArea(rigIdentity),
+		r.vm.SetRealModeArea(rigRealMode),
 		r.vm.SetMemory(0, 0, view.Bytes()),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	entry := loadRig(t, space, name, cmdline)
+	entry := loadRig(t, space, cpus, name, cmdline)
 	supported, err := sys.SupportedCPUID()
 	if err != nil {
 		t.Fatal(err)
@@ -111,73 +102,52 @@ func newRig(t *testing.T, cpus int, name, cmdline string) *rig {
 			t.Fatal(err)
 		}
 	}
-	err = r.vcpus[0].SetBoot(vcpu.Boot{
-		Long: true, CR3: rigTables, RIP: entry, RSI: rigZeroPage,
-		GDT: rigGDT, GDTLimit: 0x1f, Code: 0x10, Data: 0x18,
-	})
-	if err != nil {
+	if err := r.vcpus[0].SetBoot(entry); err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
-// loadRig puts the guest, its command line, page tables and GDT into memory.
-func loadRig(t *testing.T, space *memory.Space, name, cmdline string) (entry uint64) {
+// loadRig loads the guest as the monitor loads a kernel.
+func loadRig(t *testing.T, space *memory.Space, cpus int, name, cmdline string) vcpu.Boot {
 	t.Helper()
-	put := func(at uint64, p []byte) {
-		if err := space.WriteAt(p, memory.GPA(at)); err != nil {
-			t.Fatalf("writing %d bytes at %#x: %v", len(p), at, err)
-		}
-	}
-	words := func(at uint64, w ...uint64) {
-		p := make([]byte, 0, 8*len(w))
-		for _, v := range w {
-			p = binary.LittleEndian.AppendUint64(p, v)
-		}
-		put(at, p)
-	}
 	image, err := tiny.Image(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := elf.NewFile(bytes.NewReader(image))
+	k, err := boot.ParseKernel(name, bytes.NewReader(image), int64(len(image)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range f.Progs {
-		if p.Type != elf.PT_LOAD {
-			continue
-		}
-		b := make([]byte, p.Filesz)
-		if _, err := p.ReadAt(b, 0); err != nil {
-			t.Fatal(err)
-		}
-		put(p.Paddr, b)
+	p := boot.Params{Kernel: k, Cmdline: cmdline, RAM: space.RAM(), CPUs: cpus}
+	e, err := p.Load(ram{space})
+	if err != nil {
+		t.Fatal(err)
 	}
-	const present, huge = 3, 0x80
-	pdpt := uint64(rigTables + 0x1000)
-	words(rigTables, pdpt|present)
-	for i := range uint64(4) {
-		dir := pdpt + 0x1000*(1+i)
-		words(pdpt+8*i, dir|present)
-		for j := range uint64(512) {
-			words(dir+8*j, i<<30|j<<21|huge|present)
-		}
+	return vcpu.Boot{
+		Long: e.Long, CR3: e.CR3, RIP: e.RIP, RSP: e.RSP, RSI: e.RSI, RBX: e.RBX,
+		GDT: e.GDT, GDTLimit: e.GDTLimit, Code: e.Code, Data: e.Data,
 	}
-	words(rigGDT, 0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff)
-	put(rigCmdline, append([]byte(cmdline), 0))
-	put(rigZeroPage+0x228, binary.LittleEndian.AppendUint32(nil, rigCmdline))
-	return f.Entry
+}
+
+// ram is guest memory as an io.WriterAt, its offsets being GPAs.
+type ram struct{ *memory.Space }
+
+func (r ram) WriteAt(p []byte, off int64) (int, error) {
+	if err := r.Space.WriteAt(p, memory.GPA(off)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // PIO and MMIO make a rig its vCPUs' Handler.
 func (r *rig) PIO(port uint16, write bool, p []byte) error {
 	switch {
-	case port == com1 && write:
+	case port == boot.COM1 && write:
 		r.mu.Lock()
 		r.serial.Write(p)
 		r.mu.Unlock()
-	case port == sleepPort && write:
+	case port == boot.SleepControl && write:
 		select {
 		case <-r.off:
 		default:

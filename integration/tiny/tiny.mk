@@ -7,6 +7,9 @@ TINY_ELFS  := $(patsubst $(TINY_DIR)/src/%.S,$(TINY_DIR)/elf/%.elf,$(TINY_SRCS))
 TINY_CC    ?= gcc
 TINY_FLAGS := -m64 -nostdlib -static -no-pie -Wl,-N,-Ttext=0x100000,--build-id=none,-z,noexecstack,--no-warn-rwx-segments,-s
 
+# A PVH guest is found by its note alone.
+$(TINY_DIR)/elf/pvh.elf: TINY_FLAGS := $(TINY_FLAGS) -Wl,-e,0,--section-start=.note.Xen=0x110000
+
 .PHONY: tiny
 tiny: $(TINY_ELFS) ## build the tiny test guests
 
