@@ -1,0 +1,92 @@
+# Everything the project needs is made here or fetched by scripts/debian; once it
+# is there, nothing asks the network again.
+
+SHELL := /bin/bash
+
+GO_STATIC   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+FUZZTIME ?= 10s
+# More words for go test, as -count=1.
+TESTFLAGS ?=
+# More words for disco run and disco lab.
+ARGS ?=
+
+# Tests of a ring have its prefix; those without one are pure.
+packages_with = $(sort $(dir $(shell grep -lr --include='*_test.go' '^func $(1)' .)))
+
+# A host whose CPU has no virtualization for KVM to use runs its guests in the lab.
+NEEDS_LAB := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && [ -w /dev/kvm ] || echo lab)
+
+.PHONY: help
+help: ## list the targets
+	@echo "disco: a virtual machine monitor for NUMA hosts, on KVM"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "ARGS=… adds words to disco run and disco lab; FUZZTIME=… is the time per fuzz target"
+
+.PHONY: build
+build: tiny ## build bin/disco, a static program
+	@$(GO_STATIC) -o bin/disco ./cmd/disco
+
+.PHONY: run
+run: build guest $(NEEDS_LAB) ## boot the default guest: a shell on a terminal, else what it sees
+	@bin/disco run $(ARGS)
+
+.PHONY: test
+test: test-pure test-host test-kvm test-lab ## run all four rings of tests
+
+.PHONY: test-pure
+test-pure: tiny ## tests that need no rights, with the race detector
+	@scripts/ring pure go test -race -v -skip '^Test(Host|KVM|Lab)' $(TESTFLAGS) ./...
+
+.PHONY: test-host
+test-host: tiny ## tests that need root, or memfd, tap or namespaces
+	@scripts/ring host go test -race -v -run '^TestHost' $(TESTFLAGS) $(call packages_with,TestHost)
+
+.PHONY: test-kvm
+test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
+	@scripts/ring kvm go test -v -run '^TestKVM' -count=1 $(call packages_with,TestKVM)
+	@scripts/ring kvm-race go test -race -v -run '^TestKVM' -count=1 $(call packages_with,TestKVM)
+
+.PHONY: test-lab
+test-lab: build guest lab ## tests with Linux guests, inside the lab
+	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
+	@scripts/ring lab timeout 900 bin/disco lab $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLab' -test.timeout 10m
+
+.PHONY: fuzz
+fuzz: tiny ## run every fuzz target for FUZZTIME
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: guest
+guest: ## fetch the default guest's kernel and build its initrd
+	@scripts/debian guest
+	@if [ -e build/guest/fetched ]; then $(MAKE) -s build/guest/initrd.img; fi
+
+build/guest/initrd.img: build/guest/fetched integration/guest/mkinitrd/udhcpc.sh $(shell find integration/guest integration/initramfs -name '*.go')
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/init ./integration/guest/init
+	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/init -busybox build/guest/busybox -modules build/guest/modules
+
+.PHONY: lab
+lab: ## fetch what the lab needs: its kernel, and QEMU
+	@scripts/debian lab
+	@scripts/debian qemu
+
+.PHONY: lint
+lint: tiny build/tools/staticcheck ## gofmt, go vet and staticcheck
+	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "not gofmt's style:"; echo "$$out"; exit 1; fi
+	@go vet ./...
+	@build/tools/staticcheck ./...
+	@for script in scripts/* .ci/run; do bash -n $$script || exit 1; done
+
+build/tools/staticcheck:
+	@GOBIN=$(CURDIR)/build/tools go install $(STATICCHECK)
+
+.PHONY: clean
+clean: ## remove what was built, but not what was fetched
+	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img $(TINY_ELFS)
+
+.PHONY: distclean
+distclean: clean ## remove what was fetched, too
+	@rm -rf build
+
+include integration/tiny/tiny.mk
