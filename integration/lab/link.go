@@ -1,0 +1,278 @@
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// link is one end of the connection between the host and the lab's init. Its
+// methods may be called from any goroutine.
+type link struct {
+	conn io.ReadWriter
+	in   [streams]*inbox
+	out  [streams]*outbox
+
+	sending sync.Mutex
+	scratch []byte // under sending
+}
+
+func newLink(conn io.ReadWriter) *link {
+	l := &link{conn: conn}
+	for s := range streams {
+		l.in[s] = newInbox(l, s)
+		l.out[s] = newOutbox(l, s)
+	}
+	return l
+}
+
+// send writes one frame. It blocks while the other end reads nothing, and the
+// other end's serve always reads.
+func (l *link) send(k kind, s stream, payload []byte) error {
+	l.sending.Lock()
+	defer l.sending.Unlock()
+	l.scratch = appendFrame(l.scratch[:0], frame{k, s, payload})
+	_, err := l.conn.Write(l.scratch)
+	return err
+}
+
+func (l *link) sendNumbers(k kind, s stream, numbers ...uint32) error {
+	b := make([]byte, 0, 8)
+	for _, n := range numbers {
+		b = binary.LittleEndian.AppendUint32(b, n)
+	}
+	return l.send(k, s, b)
+}
+
+func (l *link) sendJSON(k kind, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxPayload {
+		return fmt.Errorf("command line and environment are %d bytes, more than %d", len(b), maxPayload)
+	}
+	return l.send(k, 0, b)
+}
+
+// serve reads frames until handle returns false, the connection ends (io.EOF) or
+// the other end breaks the protocol. Stream frames are dealt with here; all others go
+// to handle, which must not block. When it returns, readers of streams that have not
+// ended get an error.
+func (l *link) serve(handle func(frame) (more bool, err error)) error {
+	err := l.read(handle)
+	for s := range streams {
+		l.in[s].fail(err)
+		l.out[s].fail(err)
+	}
+	return err
+}
+
+func (l *link) read(handle func(frame) (bool, error)) error {
+	r := bufio.NewReaderSize(l.conn, 64<<10)
+	var buf []byte
+	for {
+		f, err := readFrame(r, &buf)
+		if err != nil {
+			return err
+		}
+		switch f.kind {
+		case kindData:
+			err = l.in[f.stream].put(f.payload)
+		case kindEOF:
+			l.in[f.stream].end()
+		case kindCredit:
+			var n []uint32
+			if n, err = f.numbers(1); err == nil {
+				err = l.out[f.stream].grant(n[0])
+			}
+		default:
+			var more bool
+			if more, err = handle(f); err == nil && !more {
+				return nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// inbox is the receiving end of a stream: an io.Reader that gives credit as it is
+// read. It grants nothing before open.
+type inbox struct {
+	link   *link
+	stream stream
+
+	mu      sync.Mutex
+	arrived sync.Cond
+	buf     bytes.Buffer
+	room    int // bytes granted and not received yet
+	err     error
+}
+
+func newInbox(l *link, s stream) *inbox {
+	b := &inbox{link: l, stream: s}
+	b.arrived.L = &b.mu
+	return b
+}
+
+// open grants the first window.
+func (b *inbox) open() error { return b.credit(window) }
+
+func (b *inbox) credit(n int) error {
+	b.mu.Lock()
+	b.room += n
+	b.mu.Unlock()
+	return b.link.sendNumbers(kindCredit, b.stream, uint32(n))
+}
+
+func (b *inbox) put(p []byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(p) > b.room {
+		return fmt.Errorf("lab protocol: stream %d: %d bytes came, %d were granted", b.stream, len(p), b.room)
+	}
+	if b.err != nil {
+		return fmt.Errorf("lab protocol: stream %d: %d bytes came after its end", b.stream, len(p))
+	}
+	b.room -= len(p)
+	b.buf.Write(p)
+	b.arrived.Signal()
+	return nil
+}
+
+func (b *inbox) end() { b.fail(io.EOF) }
+
+// fail makes Read return err once what has arrived is read.
+func (b *inbox) fail(err error) {
+	if err == nil {
+		err = io.ErrClosedPipe
+	}
+	b.mu.Lock()
+	if b.err == nil {
+		b.err = err
+	}
+	b.mu.Unlock()
+	b.arrived.Broadcast()
+}
+
+// Read implements io.Reader, for one reader at a time.
+func (b *inbox) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	for b.buf.Len() == 0 && b.err == nil {
+		b.arrived.Wait()
+	}
+	if b.buf.Len() == 0 {
+		defer b.mu.Unlock()
+		return 0, b.err
+	}
+	n, _ := b.buf.Read(p)
+	ended := b.err != nil
+	b.mu.Unlock()
+	if ended {
+		return n, nil
+	}
+	// An error here is of the connection, and serve reports it.
+	_ = b.credit(n)
+	return n, nil
+}
+
+// outbox is the sending end of a stream: an io.WriteCloser that waits for credit.
+type outbox struct {
+	link   *link
+	stream stream
+
+	mu      sync.Mutex
+	granted sync.Cond
+	room    int
+	err     error
+}
+
+func newOutbox(l *link, s stream) *outbox {
+	b := &outbox{link: l, stream: s}
+	b.granted.L = &b.mu
+	return b
+}
+
+func (b *outbox) grant(n uint32) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n > window || b.room+int(n) > window {
+		return fmt.Errorf("lab protocol: stream %d: credit of %d over a window of %d", b.stream, n, window)
+	}
+	b.room += int(n)
+	b.granted.Broadcast()
+	return nil
+}
+
+func (b *outbox) fail(err error) {
+	if err == nil {
+		err = io.ErrClosedPipe
+	}
+	b.mu.Lock()
+	if b.err == nil {
+		b.err = err
+	}
+	b.mu.Unlock()
+	b.granted.Broadcast()
+}
+
+// ready waits until something can be written, so that a source need not be read
+// before its bytes are wanted.
+func (b *outbox) ready() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.room == 0 && b.err == nil {
+		b.granted.Wait()
+	}
+	return b.err
+}
+
+// Write implements io.Writer.
+func (b *outbox) Write(p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		if err := b.ready(); err != nil {
+			return done, err
+		}
+		b.mu.Lock()
+		n := min(b.room, len(p)-done, maxData)
+		b.room -= n
+		b.mu.Unlock()
+		if err := b.link.send(kindData, b.stream, p[done:done+n]); err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// Close says that the stream has ended.
+func (b *outbox) Close() error { return b.link.send(kindEOF, b.stream, nil) }
+
+// fill copies r to the outbox, reading nothing before it is wanted, and closes the
+// outbox at the end of r.
+func (b *outbox) fill(r io.Reader) error {
+	buf := make([]byte, maxData)
+	for {
+		if err := b.ready(); err != nil {
+			return err
+		}
+		n, err := r.Read(buf)
+		if _, werr := b.Write(buf[:n]); werr != nil {
+			return werr
+		}
+		if err == io.EOF {
+			return b.Close()
+		}
+		if err != nil {
+			_ = b.Close()
+			return err
+		}
+	}
+}
