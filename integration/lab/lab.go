@@ -47,8 +47,8 @@ func Run(ctx context.Context, o Options) (exitCode int, err error) {
 	if err != nil {
 		return 0, &HostError{[]error{err}}
 	}
-	if err := o.complete(memory); err != nil {
-		return 0, err
+	if problems := o.complete(memory); len(problems) > 0 {
+		return 0, &UsageError{problems}
 	}
 	a, problems := locate(o.Init)
 	for _, f := range o.Forwards {

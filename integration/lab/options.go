@@ -118,9 +118,19 @@ func ParseForward(s string) (Forward, error) {
 	return Forward{Host: port[0], Lab: port[1]}, nil
 }
 
-// complete fills in the defaults and returns everything that is wrong as one
-// *UsageError. hostMemory is this machine's, in bytes.
-func (o *Options) complete(hostMemory uint64) error {
+// Check returns everything that is wrong with o, which Run would return as a
+// *UsageError.
+func (o Options) Check() []error {
+	memory, err := memoryOfHost()
+	if err != nil {
+		return nil // of the host, not of o; Run says so
+	}
+	return o.complete(memory)
+}
+
+// complete fills in the defaults and returns everything that is wrong. hostMemory
+// is this machine's, in bytes.
+func (o *Options) complete(hostMemory uint64) []error {
 	var problems []error
 	add := func(format string, a ...any) { problems = append(problems, fmt.Errorf(format, a...)) }
 
@@ -194,10 +204,7 @@ func (o *Options) complete(hostMemory uint64) error {
 	if o.Stderr == nil {
 		o.Stderr = io.Discard
 	}
-	if len(problems) > 0 {
-		return &UsageError{problems}
-	}
-	return nil
+	return problems
 }
 
 func (o *Options) completeDir() error {
