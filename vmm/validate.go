@@ -30,6 +30,9 @@ func (e *ConfigError) Error() string {
 // Unwrap gives the problems to errors.Is and errors.As.
 func (e *ConfigError) Unwrap() []error { return e.Problems }
 
+// ErrNoKernel is the problem of a Config without a Kernel.
+var ErrNoKernel = errors.New("kernel: none is named; give the path of a bzImage or an ELF vmlinux")
+
 // HostError is something that this host lacks or forbids.
 type HostError struct{ Err error }
 
@@ -92,13 +95,10 @@ func (v *validator) add(format string, args ...any) {
 }
 
 func (v *validator) kernel(c *Config) {
-	switch {
-	case c.Kernel == "":
-		v.add("kernel: none is named; give the path of a bzImage or an ELF vmlinux")
-	default:
-		if st := v.file("kernel", c.Kernel); st != nil && st.Size() == 0 {
-			v.add("kernel %s: the file is empty", c.Kernel)
-		}
+	if c.Kernel == "" {
+		v.problems = append(v.problems, ErrNoKernel)
+	} else if st := v.file("kernel", c.Kernel); st != nil && st.Size() == 0 {
+		v.add("kernel %s: the file is empty", c.Kernel)
 	}
 	if c.Initrd == "" {
 		return

@@ -1,0 +1,29 @@
+package vmm
+
+import "strings"
+
+// cmdline is the kernel command line of a Config.
+//
+// A panic restarts the machine at once and marks it as a warm restart, in the
+// word at warmFlag where x86 firmware looks for it, while every other restart
+// is cold: so the monitor tells a panic from a reboot with any stock kernel and
+// no help from a module. There is one serial port and nothing to probe for.
+func (c *Config) cmdline() string {
+	if c.CmdlineOnly {
+		return c.Cmdline
+	}
+	words := []string{"console=ttyS0"}
+	if c.Console == ConsoleVirtio {
+		words = append(words, "console=hvc0")
+	}
+	words = append(words, "8250.nr_uarts=1", "panic=-1", "reboot=panic_warm")
+	if c.Cmdline != "" {
+		words = append(words, c.Cmdline)
+	}
+	return strings.Join(words, " ")
+}
+
+const (
+	warmFlag  = 0x472  // GPA of the reset flag of the BIOS data area
+	warmReset = 0x1234 // its value for a restart without a memory test
+)

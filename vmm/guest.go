@@ -1,0 +1,289 @@
+// Package vmm composes a guest from its parts and owns its lifetime.
+//
+// A [Guest] holds what outlives a reboot: open images, network stacks, the
+// console's ends. A machine is one power cycle: KVM VM, memory, vCPUs, buses.
+// A Guest is built paused by [New]; [Guest.Run] lets it run until it powers
+// off, crashes, is killed or times out, and builds a new machine each time it
+// restarts.
+//
+// Locks: Guest.mu guards only which machine is current. It is never held while
+// a vCPU or a device worker is waited for.
+//
+// Not done here: ring layouts and request formats (package virtio and below),
+// KVM's ioctls (vcpu/kvm), what to boot by default (cmd/disco).
+package vmm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"disco/devices"
+	"disco/vcpu/kvm"
+)
+
+// KVMPath is the device that guests run on.
+const KVMPath = "/dev/kvm"
+
+// Guest is one virtual machine. PressPowerButton, Kill, ResizeConsole and
+// Report may be called from any goroutine; Run and Close from one each, Close
+// last.
+type Guest struct {
+	cfg      Config
+	log      *slog.Logger
+	sys      *kvm.System
+	image    *image
+	backends *backends
+	history  *history
+	out      *devices.Output
+	clock    clock
+
+	mu      sync.Mutex
+	machine *machine // the current one
+	killed  *Outcome // an end that was asked for before or between machines
+	report  Report
+	closed  bool
+}
+
+// New checks cfg, opens all that it names and builds the guest, paused. A
+// *ConfigError lists everything that is wrong with cfg; a *HostError says what
+// this host lacks or forbids. The caller must Close the Guest.
+func New(cfg Config) (_ *Guest, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	g := &Guest{cfg: cfg, log: log, history: &history{w: cfg.Stdout}}
+	g.clock.begin()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.Close())
+		}
+	}()
+	if g.sys, err = kvm.Open(KVMPath); err != nil {
+		return nil, &HostError{err}
+	}
+	g.out = devices.NewOutput(g.history)
+	if g.image, err = openImage(&cfg); err != nil {
+		return nil, err
+	}
+	if g.backends, err = openBackends(&cfg, g.out, log); err != nil {
+		return nil, err
+	}
+	if g.machine, err = g.build(); err != nil {
+		return nil, err
+	}
+	g.clock.mark(&g.clock.built)
+	return g, nil
+}
+
+func (g *Guest) build() (*machine, error) {
+	m, err := build(g.sys, &g.cfg, g.image, g.out, g.backends.devices, g.log)
+	var bad *ConfigError
+	if err != nil && !errors.As(err, &bad) {
+		err = &HostError{err}
+	}
+	return m, err
+}
+
+// Run lets the guest run and returns how it ended. When ctx is cancelled the
+// power button is pressed, and the guest killed if it is still there after
+// Config.Grace. The error is the host's; a guest's crash is an Outcome.
+func (g *Guest) Run(ctx context.Context) (Outcome, error) {
+	var timeout <-chan time.Time
+	if g.cfg.Timeout > 0 {
+		t := time.NewTimer(g.cfg.Timeout)
+		defer t.Stop()
+		timeout = t.C
+	}
+	if g.cfg.Stdin != nil {
+		go g.feed()
+	}
+	g.clock.mark(&g.clock.started)
+	defer g.clock.mark(&g.clock.ended)
+	asked := ctx.Done()
+	var grace <-chan time.Time
+	m := g.machine
+	m.start()
+	for {
+		select {
+		case e := <-m.over:
+			if !e.reset {
+				return g.finish(m, e.outcome), nil
+			}
+			g.log.Info("the guest restarts")
+			next, done, err := g.restart(m)
+			if err != nil || done != nil {
+				return g.finish(m, *done), err
+			}
+			m = next
+		case <-timeout:
+			m.end(ending{outcome: Outcome{Kind: TimedOut, Code: ExitTimeout, Reason: "the guest was still running after " + g.cfg.Timeout.String()}})
+		case <-asked:
+			asked = nil
+			g.log.Info("pressing the power button")
+			g.PressPowerButton()
+			t := time.NewTimer(g.cfg.Grace)
+			defer t.Stop()
+			grace = t.C
+		case <-grace:
+			m.end(ending{outcome: Outcome{Kind: Killed, Code: ExitPoweredOff, Reason: "killed: still running " + g.cfg.Grace.String() + " after the power button"}})
+		}
+	}
+}
+
+// restart ends machine m and starts its successor. done is an end that was
+// asked for meanwhile.
+func (g *Guest) restart(m *machine) (next *machine, done *Outcome, err error) {
+	m.halt()
+	g.account(m)
+	none := Outcome{Kind: Killed, Code: ExitHost}
+	if err := m.close(); err != nil {
+		return nil, &none, &HostError{err}
+	}
+	next, err = g.build()
+	if err != nil {
+		g.setMachine(nil)
+		return nil, &none, err
+	}
+	if done := g.setMachine(next); done != nil {
+		return nil, done, nil
+	}
+	next.start()
+	return next, nil, nil
+}
+
+func (g *Guest) setMachine(m *machine) (killed *Outcome) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.machine = m
+	return g.killed
+}
+
+// finish stops the machine, gives its output a moment to drain and completes
+// the report.
+func (g *Guest) finish(m *machine, o Outcome) Outcome {
+	m.halt()
+	g.account(m)
+	g.out.Close()
+	if o.Kind == Crashed {
+		o.LastLines = g.history.lines()
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.report.Outcome = o
+	return o
+}
+
+// Kill ends the guest at once. Run returns with kind Killed.
+func (g *Guest) Kill(reason string) {
+	o := Outcome{Kind: Killed, Code: ExitPoweredOff, Reason: reason}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.killed = &o
+	if g.machine != nil {
+		g.machine.end(ending{outcome: o})
+	}
+}
+
+// PressPowerButton asks the guest to power off, as a person would.
+func (g *Guest) PressPowerButton() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine != nil {
+		g.machine.pressPowerButton()
+	}
+}
+
+// ResizeConsole tells the guest the size of its terminal in characters.
+func (g *Guest) ResizeConsole(cols, rows uint16) {
+}
+
+// feed carries input to the console. A Read under way when the guest ends stays
+// until its reader returns.
+func (g *Guest) feed() {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := g.cfg.Stdin.Read(buf)
+		if n > 0 {
+			if _, err := g.input(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				g.log.Warn("console input", "err", err)
+			}
+			return
+		}
+	}
+}
+
+func (g *Guest) input(p []byte) (int, error) {
+	for done := 0; ; {
+		g.mu.Lock()
+		m, closed := g.machine, g.closed
+		g.mu.Unlock()
+		if closed || m == nil {
+			return done, io.ErrClosedPipe
+		}
+		n, err := m.serial.Input(p[done:])
+		done += n
+		if err == nil {
+			return done, nil
+		}
+		if !g.await(m) {
+			return done, err
+		}
+	}
+}
+
+// await waits until machine m has been replaced by another, and says whether it
+// was.
+func (g *Guest) await(m *machine) bool {
+	for range 100 {
+		time.Sleep(50 * time.Millisecond)
+		g.mu.Lock()
+		now, closed := g.machine, g.closed
+		g.mu.Unlock()
+		if now != m {
+			return now != nil && !closed
+		}
+	}
+	return false
+}
+
+// Close ends the guest if it runs, and frees all that New opened. Closing twice
+// is harmless.
+func (g *Guest) Close() error {
+	g.mu.Lock()
+	m, closed := g.machine, g.closed
+	g.machine, g.closed = nil, true
+	g.mu.Unlock()
+	if closed {
+		return nil
+	}
+	var errs []error
+	if m != nil {
+		errs = append(errs, m.close())
+	}
+	if g.backends != nil {
+		errs = append(errs, g.backends.close())
+	}
+	if g.image != nil {
+		errs = append(errs, g.image.close())
+	}
+	if g.out != nil {
+		g.out.Close()
+	}
+	if g.sys != nil {
+		errs = append(errs, g.sys.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,78 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"disco/memory"
+	"disco/vmm/boot"
+)
+
+// image is what a guest boots, held open so that a restart finds what the start
+// found.
+type image struct {
+	kernel     *boot.Kernel
+	file       io.Closer
+	initrd     *os.File
+	initrdSize int64
+}
+
+// openImage opens what cfg names. What is wrong with the files is a
+// *ConfigError with all of it.
+func openImage(cfg *Config) (*image, error) {
+	i := &image{}
+	var problems []error
+	var err error
+	if i.kernel, i.file, err = openKernel(cfg.Kernel, cfg.KASLR); err != nil {
+		problems = append(problems, err)
+	}
+	if cfg.Initrd != "" {
+		if i.initrd, err = os.Open(cfg.Initrd); err != nil {
+			problems = append(problems, fmt.Errorf("initrd %s: %w", cfg.Initrd, errors.Unwrap(err)))
+		} else if st, err := i.initrd.Stat(); err != nil {
+			problems = append(problems, fmt.Errorf("initrd %s: %w", cfg.Initrd, err))
+		} else {
+			i.initrdSize = st.Size()
+		}
+	}
+	if problems != nil {
+		return nil, errors.Join(&ConfigError{problems}, i.close())
+	}
+	return i, nil
+}
+
+// load puts it all into an empty guest memory.
+func (i *image) load(space *memory.Space, cfg *Config) (boot.Entry, error) {
+	p := boot.Params{Kernel: i.kernel, Cmdline: cfg.cmdline(), RAM: space.RAM(), CPUs: cfg.CPUs}
+	if i.initrd != nil {
+		p.Initrd, p.InitrdSize = i.initrd, i.initrdSize
+	}
+	e, err := p.Load(ram{space})
+	if err != nil {
+		return boot.Entry{}, &ConfigError{[]error{err}}
+	}
+	return e, nil
+}
+
+func (i *image) close() error {
+	var errs []error
+	if i.file != nil {
+		errs = append(errs, i.file.Close())
+	}
+	if i.initrd != nil {
+		errs = append(errs, i.initrd.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// ram is guest memory as an io.WriterAt, its offsets being GPAs.
+type ram struct{ space *memory.Space }
+
+func (r ram) WriteAt(p []byte, off int64) (int, error) {
+	if err := r.space.WriteAt(p, memory.GPA(off)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

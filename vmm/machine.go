@@ -1,0 +1,270 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"disco/devices"
+	"disco/devices/pci"
+	"disco/memory"
+	"disco/vcpu"
+	"disco/vcpu/kvm"
+	"disco/virtio"
+	"disco/vmm/boot"
+)
+
+const (
+	// realModeArea is four pages for KVM on Intel CPUs without unrestricted
+	// guest mode, where firmware would be.
+	realModeArea = 0xfffb_c000
+	// The ports by which software without ACPI resets a PC.
+	resetControl    = 0xcf9
+	keyboardCommand = 0x64
+)
+
+// machine is one power cycle of a guest: a KVM VM, its memory, its vCPUs and
+// the devices on its buses. A reboot closes it and builds another around the
+// same backends, so that nothing of the old one can leak into the new.
+//
+// It is built paused. The first thing that ends it is sent to over, once; the
+// vCPUs are told to stop in the same moment, on whatever thread that is, and
+// close waits for them.
+type machine struct {
+	vm         *kvm.VM
+	space      *memory.Space
+	vcpus      []*vcpu.VCPU
+	pio, mmio  devices.Bus
+	irq        *interrupts
+	ioapic     *devices.IOAPIC
+	serial     *devices.Serial
+	transports []*virtio.Transport
+	started    bool
+	over       chan ending
+}
+
+// ending is what a machine ended with.
+type ending struct {
+	reset   bool    // the guest restarted; outcome is not set
+	outcome Outcome // otherwise
+}
+
+// build makes a machine for cfg, with the given devices on its PCI bus, and
+// loads the kernel. On error nothing is left behind.
+func build(sys *kvm.System, cfg *Config, k *image, out *devices.Output, functions []virtio.Device, log *slog.Logger) (_ *machine, err error) {
+	m := &machine{over: make(chan ending, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.close())
+		}
+	}()
+	if m.space, err = memory.New("disco-"+cfg.Name, boot.RAM(cfg.Memory)); err != nil {
+		return nil, err
+	}
+	view, err := m.space.NewView(true)
+	if err != nil {
+		return nil, err
+	}
+	if m.vm, err = sys.CreateVM(); err != nil {
+		return nil, err
+	}
+	if err := m.vm.SplitIRQChip(); err != nil {
+		return nil, err
+	}
+	if err := m.vm.SetRealModeArea(realModeArea); err != nil {
+		return nil, err
+	}
+	for i, r := range m.space.RAM() {
+		if err := m.vm.SetMemory(uint32(i), uint64(r.Start), view.Bytes()[r.Start:r.End()]); err != nil {
+			return nil, err
+		}
+	}
+	m.irq = newInterrupts(m.vm)
+	if err := m.plug(cfg, out, functions, log); err != nil {
+		return nil, err
+	}
+	if err := m.createVCPUs(sys, cfg.CPUs); err != nil {
+		return nil, err
+	}
+	return m, m.load(cfg, k)
+}
+
+// plug puts the devices on the buses.
+func (m *machine) plug(cfg *Config, out *devices.Output, functions []virtio.Device, log *slog.Logger) error {
+	m.ioapic = devices.NewIOAPIC(func(addr uint64, data uint32) {
+		// What the guest programmed may name no CPU; that is its own affair.
+		_, _ = m.vm.SignalMSI(addr, data)
+	})
+	m.serial = devices.NewSerial(out, m.ioapic.Line(boot.COM1GSI))
+	host := plug{m.vm, m.irq}
+	root := pci.NewRoot(&m.mmio, boot.Window32, boot.Window32Size)
+	exit := devices.DebugExit{Exit: func(code int) {
+		m.end(ending{outcome: Outcome{Kind: DebugExit, Code: code, Reason: fmt.Sprintf("the guest exited with code %d", code)}})
+	}}
+	power := devices.Power{
+		Sleep: func(byte) { m.end(ending{outcome: Outcome{Kind: PoweredOff, Code: ExitPoweredOff}}) },
+		Reset: m.reset,
+	}
+	panicked := devices.PanicPort{Report: func(devices.PanicEvents) {
+		m.end(ending{outcome: crashed("the guest's kernel panicked")})
+	}}
+	err := errors.Join(
+		m.mmio.Add(boot.IOAPIC, devices.IOAPICSize, m.ioapic),
+		m.mmio.Add(boot.ECAM, boot.ECAMSize, root),
+		m.pio.Add(boot.COM1, boot.COM1Size, m.serial),
+		m.pio.Add(boot.SleepControl, devices.PowerSize, power),
+		m.pio.Add(boot.PvpanicPort, 1, panicked),
+		m.pio.Add(boot.DebugExit, devices.DebugExitSize, exit),
+		m.pio.Add(boot.DebugExit32, devices.DebugExitSize, exit),
+		m.pio.Add(resetControl, 1, &devices.ResetControl{Reset: m.reset}),
+		m.pio.Add(keyboardCommand, 1, devices.KeyboardReset{Reset: m.reset}),
+	)
+	if err != nil {
+		return err
+	}
+	for _, d := range functions {
+		t, err := virtio.NewTransport(d, m.space, host, log)
+		if err != nil {
+			return err
+		}
+		m.transports = append(m.transports, t)
+		if err := root.Add(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *machine) createVCPUs(sys *kvm.System, n int) error {
+	supported, err := sys.SupportedCPUID()
+	if err != nil {
+		return err
+	}
+	for id := range n {
+		c, err := m.vm.CreateVCPU(id)
+		if err != nil {
+			return err
+		}
+		v := vcpu.New(id, c, buses{m})
+		m.vcpus = append(m.vcpus, v)
+		if err := v.Reset(vcpu.CPUID(supported, id, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load writes kernel, initrd and tables into memory and points the boot
+// processor at them.
+func (m *machine) load(cfg *Config, k *image) error {
+	entry, err := k.load(m.space, cfg)
+	if err != nil {
+		return err
+	}
+	return m.vcpus[0].SetBoot(vcpu.Boot{
+		Long: entry.Long, CR3: entry.CR3,
+		GDT: entry.GDT, GDTLimit: entry.GDTLimit, Code: entry.Code, Data: entry.Data,
+		RIP: entry.RIP, RSP: entry.RSP, RSI: entry.RSI, RBX: entry.RBX,
+	})
+}
+
+// pressPowerButton is an edge on the line of the ACPI power button; one that
+// comes before the guest listens is kept for it.
+func (m *machine) pressPowerButton() { m.ioapic.Line(boot.PowerButtonGSI).Pulse() }
+
+// buses is the vcpu.Handler of one machine.
+type buses struct{ m *machine }
+
+func (b buses) PIO(port uint16, write bool, p []byte) error {
+	if write {
+		b.m.pio.Write(uint64(port), p)
+	} else {
+		b.m.pio.Read(uint64(port), p)
+	}
+	return nil
+}
+
+func (b buses) MMIO(addr uint64, write bool, p []byte) error {
+	if write {
+		b.m.mmio.Write(addr, p)
+	} else {
+		b.m.mmio.Read(addr, p)
+	}
+	return nil
+}
+
+// start lets the guest run.
+func (m *machine) start() {
+	m.started = true
+	for _, v := range m.vcpus {
+		v.Start()
+		go func() {
+			<-v.Done()
+			if e := v.End(); e.Cause != vcpu.Stopped {
+				m.end(ending{outcome: crashed("%s", e.Text)})
+			}
+		}()
+	}
+}
+
+// end ends the machine with e, if nothing has ended it before. It may be called
+// from any thread, and does not wait.
+func (m *machine) end(e ending) {
+	select {
+	case m.over <- e:
+		for _, v := range m.vcpus {
+			v.Stop()
+		}
+	default:
+	}
+}
+
+// reset is a restart asked for by the guest: a panic, if it comes with the flag
+// that our command line has a panic set.
+func (m *machine) reset() {
+	var flag [2]byte
+	err := m.space.ReadAt(flag[:], warmFlag)
+	if err == nil && uint16(flag[0])|uint16(flag[1])<<8 == warmReset {
+		m.end(ending{outcome: crashed("the guest's kernel panicked")})
+		return
+	}
+	m.end(ending{reset: true})
+}
+
+// halt stops the vCPUs and waits until none runs.
+func (m *machine) halt() {
+	if !m.started {
+		return
+	}
+	for _, v := range m.vcpus {
+		v.Stop()
+	}
+	if m.serial != nil {
+		m.serial.Close() // frees a vCPU that waits for a slow terminal
+	}
+	for _, v := range m.vcpus {
+		<-v.Done()
+	}
+}
+
+// close ends what is left of the machine, in the reverse order of building.
+func (m *machine) close() error {
+	m.halt()
+	var errs []error
+	for _, t := range m.transports {
+		errs = append(errs, t.Close())
+	}
+	if m.serial != nil {
+		m.serial.Close()
+	}
+	for _, v := range m.vcpus {
+		errs = append(errs, v.Close())
+	}
+	if m.vm != nil {
+		errs = append(errs, m.vm.Close())
+	}
+	if m.space != nil {
+		errs = append(errs, m.space.Close())
+	}
+	return errors.Join(errs...)
+}
