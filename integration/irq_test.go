@@ -86,7 +86,7 @@ func TestKVMInterrupts(t *testing.T) {
 				}
 			}
 			r.powerOff()
-			r.expect(fmt.Sprintf("virq: %d received\n", count))
+			r.expect(fmt.Sprintf("virq: waiting\nvirq: %d received\n", count))
 		})
 	}
 }

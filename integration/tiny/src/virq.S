@@ -30,17 +30,18 @@ main:
         mov     %eax, (%rdi)
         mov     %r9d, 0x10(%rdi)        /* fixed, physical, edge, unmasked */
 
-1:      mov     got_count, %eax
+1:      SAY     "virq: waiting\n"
+2:      mov     got_count, %eax
         mov     %ebp, %edx
         out     %eax, %dx
         cmp     %ebx, %eax
-        jae     2f
+        jae     3f
         sti
         hlt
         cli
-        jmp     1b
+        jmp     2b
 
-2:      SAY     "virq: "
+3:      SAY     "virq: "
         mov     got_count, %edi
         call    putdec
         SAY     " received\n"
