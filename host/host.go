@@ -28,12 +28,12 @@ const (
 	Missing Status = "missing"
 )
 
-// Finding is what one probe says, in two lines: Found and Mend.
+// Finding is what one probe says: a line of what it found, and how to mend that.
 type Finding struct {
 	Name   string `json:"name"`
 	Status Status `json:"status"`
 	Found  string `json:"found"`
-	Mend   string `json:"mend,omitempty"` // empty if Status is OK or nothing can be done
+	Mend   string `json:"mend,omitempty"` // a line for each way; empty if Status is OK
 }
 
 // Host is where to look. Use [Here], except in tests.

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"disco/host"
+	"disco/integration/lab"
+	"disco/vmm"
+)
+
+// guest is what the commands use of a *vmm.Guest.
+type guest interface {
+	Run(context.Context) (vmm.Outcome, error)
+	Kill(reason string)
+	ResizeConsole(cols, rows uint16)
+	Report() vmm.Report
+	Close() error
+}
+
+// world is what the commands stand on; tests put another in its place.
+type world struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	executable func() (string, error)
+	getenv     func(string) string
+	guests     func() []host.Finding // can guests run on this host's KVM
+	findings   func() []host.Finding // everything about this host
+	labMissing func() []error        // what the lab lacks
+	newGuest   func(vmm.Config) (guest, error)
+	runLab     func(context.Context, lab.Options) (int, error)
+}
+
+// here is this process on this machine.
+func here() *world {
+	h := host.Here()
+	return &world{
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+		executable: os.Executable,
+		getenv:     os.Getenv,
+		guests:     h.Guests,
+		findings:   h.Check,
+		labMissing: lab.Prerequisites,
+		newGuest:   func(c vmm.Config) (guest, error) { return vmm.New(c) },
+		runLab:     lab.Run,
+	}
+}
+
+// execute runs one command line and returns the exit code.
+func execute(w *world, args []string) int {
+	root := newRoot(w)
+	root.SetArgs(args)
+	err := root.Execute()
+	explain(w.stderr, err)
+	return exitCode(err)
+}
+
+const rootLong = `disco boots Linux guests on KVM.
+
+    disco run            boots a Debian guest; on a terminal it ends in a shell
+    disco check          says what this machine can do, and how to mend what not
+    disco lab -- make    runs a command on an emulated machine with NUMA nodes
+
+Where this machine's KVM cannot run a stock kernel, or there is none, guests run
+in the lab, by the same command.`
+
+const exitCodes = `Exit codes:
+  0    the guest powered off, or you ended it
+  1    the guest crashed: a panic, a triple fault, or KVM gave up on it
+  2    the command line is wrong; all that is wrong with it is said at once
+  3    this host cannot: it lacks something, or forbids it
+  124  the guest was still running after --timeout
+A guest that writes V to the debug-exit port (0x501 or 0xf4) ends with 2V+1.`
+
+func newRoot(w *world) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "disco",
+		Short:         "Boot Linux guests on KVM",
+		Long:          rootLong + "\n\n" + exitCodes,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		Run:           func(c *cobra.Command, _ []string) { _ = c.Help() },
+	}
+	root.SetIn(w.stdin)
+	root.SetOut(w.stdout)
+	root.SetErr(w.stderr)
+	root.AddGroup(
+		&cobra.Group{ID: "guests", Title: "Guests:"},
+		&cobra.Group{ID: "machine", Title: "This machine:"},
+		&cobra.Group{ID: "program", Title: "This program:"},
+	)
+	root.SetHelpCommandGroupID("program")
+	root.SetCompletionCommandGroupID("program")
+	for group, commands := range map[string][]*cobra.Command{
+		"guests":  {runCommand(w)},
+		"machine": {labCommand(), checkCommand(w)},
+		"program": {versionCommand()},
+	} {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	const width = " .LocalFlags.FlagUsagesWrapped 80 "
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".LocalFlags.FlagUsages ", width))
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	mark(root)
+	return root
+}
+
+// mark makes every complaint about flags and arguments a usageError.
+func mark(c *cobra.Command) {
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return &usageError{err, c.CommandPath()}
+	})
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return &usageError{err, c.CommandPath()}
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		mark(sub)
+	}
+}

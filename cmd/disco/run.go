@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"disco/vmm"
+)
+
+// run is one `disco run`.
+type run struct {
+	*world
+	cfg     vmm.Config
+	where   string // auto, here or lab
+	report  string // path, or empty
+	verbose bool
+
+	noNet    bool
+	problems []error // with the flags' texts
+}
+
+const runLong = `run boots a Linux guest, and returns when it is gone.
+
+Without --kernel it boots the default guest, a Debian kernel with a small
+userspace that ` + "`make guest`" + ` fetched. On a terminal that guest ends in a shell;
+elsewhere it says what it sees of its machine and powers off. Without any
+arguments, run also prints the full command line that it stands for.
+
+On a terminal all keys go to the guest, Ctrl-c too. Ctrl-a x leaves: it ends the
+guest at once. Ctrl-a a sends one Ctrl-a. SIGINT, SIGTERM and SIGHUP press the
+guest's power button; it is killed if it is still there after --grace, or at a
+second signal.
+
+The guest's machine has virtio disks, networks, console, entropy and vsock, an
+8250, and ACPI. Disks are raw images, and are written in place.`
+
+const runExample = `  disco run
+  disco run --kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1' --disk disk.img
+  disco run --net user,forward=tcp:8080:80 --memory 2G --cpus 4
+  disco run --timeout 60s --report boot.json </dev/null`
+
+func runCommand(w *world) *cobra.Command {
+	r := &run{world: w, where: "auto", cfg: vmm.Config{
+		CPUs: min(2, runtime.NumCPU()), Memory: 512 << 20, Grace: vmm.DefaultGrace,
+	}}
+	c := &cobra.Command{
+		Use:     "run [flags]",
+		Short:   "Boot a Linux guest",
+		Long:    runLong + "\n\n" + exitCodes,
+		Example: runExample,
+		Args:    noWords,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return r.start(c.Context(), c.Flags().NFlag() == 0)
+		},
+	}
+	r.flags(c)
+	return c
+}
+
+// noWords refuses arguments that are no flags.
+func noWords(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%q is not a flag; kernels, disks and all else are named by flags", args[0])
+	}
+	return nil
+}
+
+func (r *run) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.SortFlags = false
+	f.StringVar(&r.cfg.Kernel, "kernel", "", "boot the kernel in `FILE`, a bzImage or an ELF vmlinux (default: the default guest's)")
+	f.StringVar(&r.cfg.Initrd, "initrd", "", "give the kernel the initrd in `FILE` (default: the default guest's, without --kernel)")
+	f.StringVar(&r.cfg.Cmdline, "cmdline", "", "add `WORDS` to the kernel command line, after disco's own")
+	f.BoolVar(&r.cfg.CmdlineOnly, "cmdline-only", false, "leave disco's own words out of the kernel command line")
+	f.BoolVar(&r.cfg.KASLR, "kaslr", false, "run the kernel's own decompressor, which can randomize its address; slower")
+	f.Var(parsed("cpus", "N", strconv.Itoa(r.cfg.CPUs), &r.cfg.CPUs, parseCount, &r.problems), "cpus",
+		fmt.Sprintf("number of CPUs, 1 to %d", vmm.MaxCPUs))
+	f.Var(parsed("memory", "SIZE", formatSize(r.cfg.Memory), &r.cfg.Memory, parseSize, &r.problems), "memory",
+		"memory, such as 512M or 2G; K, M, G and T are powers of 1024, and no letter is bytes")
+	f.Var(r.list("disk", "PATH[,ro]", r.addDisk), "disk",
+		"a disk: a raw image or a block device, with ,ro for one that the guest cannot write; again for the next disk")
+	f.Var(r.list("net", "NETWORK", r.addNet), "net",
+		"a network: user, where the guest can reach what this process can, with user,forward=tcp:8080:80 to carry connections "+
+			"to port 8080 here (of 127.0.0.1, or tcp:ADDRESS:8080:80) to port 80 of the guest, as often as needed; "+
+			"tap=NAME, a tap interface of this host, with tap=NAME,bridge=BRIDGE to put it on a bridge (needs CAP_NET_ADMIN); "+
+			"or none. Again for the next network (default user)")
+	f.Var(parsed("console", "DEVICE", "virtio", &r.cfg.Console, parseConsole, &r.problems), "console",
+		"the guest's console: virtio (hvc0), or serial (ttyS0), which is slower and works without any driver")
+	f.StringVar(&r.cfg.Vsock, "vsock", "", "make a UNIX socket at `PATH` that reaches the guest's vsock: connect, write \"CONNECT PORT\\n\", read \"OK PORT\\n\"")
+	f.StringVar(&r.cfg.Name, "name", "", "call the guest `NAME` in messages and in the process's memory map")
+	f.Var(parsed("timeout", "DURATION", "", &r.cfg.Timeout, parseDuration, &r.problems), "timeout",
+		"kill the guest after a time such as 90s or 5m, and exit with 124; counted from its first instruction (default never)")
+	f.Var(parsed("grace", "DURATION", r.cfg.Grace.String(), &r.cfg.Grace, parseDuration, &r.problems), "grace",
+		"how long the guest may take to power off after its power button was pressed")
+	f.StringVar(&r.report, "report", "", "write to `FILE`, as JSON, how the guest ended, its last lines if it crashed, times, and counts of exits")
+	f.Var(parsed("host", "HOST", r.where, &r.where, parseWhere, &r.problems), "host",
+		"where to run: here, in the lab, or auto, which is here if this host's KVM runs stock kernels and the lab otherwise")
+	f.BoolVarP(&r.verbose, "verbose", "v", false, "log what the monitor does, and say at the end what the run took")
+
+	for name, choices := range map[string][]cobra.Completion{
+		"console": {"virtio\thvc0", "serial\tttyS0"},
+		"host":    {"auto\there if possible", "here\tthis host's KVM", "lab\tan emulated host"},
+		"net":     {"user\tno rights needed", "tap=\ta tap interface", "none"},
+		"cpus":    nil, "memory": nil, "timeout": nil, "grace": nil, "name": nil, "cmdline": nil,
+	} {
+		// It fails only for a flag that does not exist.
+		if err := c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(choices, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// list is a flag that may be given again.
+func (r *run) list(name, kind string, add func(string) error) *value {
+	return &value{name: name, kind: kind, set: add, problems: &r.problems}
+}
+
+func (r *run) addDisk(s string) error {
+	d, err := parseDisk(s)
+	if err == nil {
+		r.cfg.Disks = append(r.cfg.Disks, d)
+	}
+	return err
+}
+
+func (r *run) addNet(s string) error {
+	n, err := parseNet(s)
+	switch {
+	case err != nil:
+		return err
+	case n == nil:
+		r.noNet = true
+	default:
+		r.cfg.Nets = append(r.cfg.Nets, *n)
+	}
+	if r.noNet && len(r.cfg.Nets) > 0 {
+		return errors.New("none goes with no other network")
+	}
+	return nil
+}
+
+func parseCount(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		return 0, errors.New("not a number")
+	}
+	return n, nil
+}
+
+func parseDuration(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, errors.New("not a duration; write one like 90s or 5m")
+	}
+	return d, nil
+}
+
+func parseConsole(s string) (vmm.Console, error) {
+	switch s {
+	case "virtio":
+		return vmm.ConsoleVirtio, nil
+	case "serial":
+		return vmm.ConsoleSerial, nil
+	}
+	return 0, errors.New("there are virtio and serial")
+}
+
+func parseWhere(s string) (string, error) {
+	if s != "auto" && s != "here" && s != "lab" {
+		return "", errors.New("there are auto, here and lab")
+	}
+	return s, nil
+}
+
+// start fills in what was not given, checks everything, and runs the guest.
+// bare is a command line without flags.
+func (r *run) start(ctx context.Context, bare bool) error {
+	absent := r.fill()
+	if err := r.check(absent); err != nil {
+		return err
+	}
+	if bare {
+		fmt.Fprintln(r.stderr, "disco:", quote(append([]string{"disco", "run"}, r.args(r.where)...)))
+	}
+	inLab, err := r.place()
+	if err != nil {
+		return err
+	}
+	if inLab {
+		return r.inLab(ctx)
+	}
+	return r.here(ctx)
+}
+
+// fill puts the default guest and network in cfg. The error says that the
+// default guest is needed and absent.
+func (r *run) fill() error {
+	if len(r.cfg.Nets) == 0 && !r.noNet {
+		r.cfg.Nets = []vmm.Net{{Kind: vmm.NetUser}}
+	}
+	if r.cfg.Kernel != "" {
+		return nil
+	}
+	kernel, initrd, err := r.defaultGuest()
+	if err != nil {
+		return err
+	}
+	r.cfg.Kernel = kernel
+	if r.cfg.Initrd == "" {
+		r.cfg.Initrd = initrd
+		if r.onTerminal() && !r.cfg.CmdlineOnly {
+			r.cfg.Cmdline = strings.TrimSpace(r.cfg.Cmdline + " disco.shell")
+		}
+	}
+	return nil
+}
+
+// check reports all that is wrong with the command line together.
+func (r *run) check(absent error) error {
+	problems := r.problems
+	if ce, ok := errors.AsType[*vmm.ConfigError](r.cfg.Validate()); ok {
+		for _, p := range ce.Problems {
+			if absent != nil && errors.Is(p, vmm.ErrNoKernel) {
+				p = &vmm.HostError{Err: absent}
+			}
+			problems = append(problems, p)
+		}
+	}
+	if err := checkReport(r.report); err != nil {
+		problems = append(problems, err)
+	}
+	if problems != nil {
+		return &vmm.ConfigError{Problems: problems}
+	}
+	return nil
+}
+
+// checkReport looks whether a report can be written to path in the end.
+func checkReport(path string) error {
+	if path == "" {
+		return nil
+	}
+	target := path
+	st, err := os.Stat(path)
+	switch {
+	case err == nil && st.IsDir():
+		return fmt.Errorf("report %s: it is a directory; name a file", path)
+	case errors.Is(err, fs.ErrNotExist):
+		target = filepath.Dir(path)
+	}
+	if err := unix.Access(target, unix.W_OK); err != nil {
+		return fmt.Errorf("report %s: this user cannot write it (%w)", path, err)
+	}
+	return nil
+}
+
+// args is the command line that stands for r, everything said.
+func (r *run) args(where string) []string {
+	c := &r.cfg
+	a := []string{"--kernel", c.Kernel}
+	add := func(given bool, words ...string) {
+		if given {
+			a = append(a, words...)
+		}
+	}
+	add(c.Initrd != "", "--initrd", c.Initrd)
+	add(c.Cmdline != "", "--cmdline", c.Cmdline)
+	add(c.CmdlineOnly, "--cmdline-only")
+	add(c.KASLR, "--kaslr")
+	add(true, "--cpus", strconv.Itoa(c.CPUs), "--memory", formatSize(c.Memory))
+	for _, d := range c.Disks {
+		add(true, "--disk", formatDisk(d))
+	}
+	for _, n := range c.Nets {
+		add(true, "--net", formatNet(n))
+	}
+	add(len(c.Nets) == 0, "--net", "none")
+	add(c.Console == vmm.ConsoleSerial, "--console", "serial")
+	add(c.Vsock != "", "--vsock", c.Vsock)
+	add(c.Name != "", "--name", c.Name)
+	add(c.Timeout != 0, "--timeout", c.Timeout.String())
+	add(c.Grace != vmm.DefaultGrace, "--grace", c.Grace.String())
+	add(r.report != "", "--report", r.report)
+	add(r.verbose, "--verbose")
+	add(true, "--host", where)
+	return a
+}

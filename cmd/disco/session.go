@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"disco/vmm"
+)
+
+const leftReason = "left by Ctrl-a x"
+
+// here runs the guest on this host's KVM.
+func (r *run) here(ctx context.Context) error {
+	outcome, report, err := r.session(ctx)
+	if err != nil {
+		return err
+	}
+	if r.report != "" {
+		if err := writeReport(r.report, report); err != nil {
+			return err
+		}
+	}
+	if r.verbose {
+		fmt.Fprintln(r.stderr, "disco:", summary(report))
+	}
+	return r.ending(outcome)
+}
+
+// session builds the guest and stays with it until it is gone and the terminal
+// is as it was.
+func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, err error) {
+	cfg := r.cfg
+	cfg.Stdin, cfg.Stdout, cfg.Log = r.stdin, r.stdout, r.logger()
+	person := r.onTerminal()
+	var g guest
+	if person {
+		cfg.Stdin = &escapes{r: r.stdin, leave: func() { g.Kill(leftReason) }}
+	}
+	g, err = r.newGuest(cfg)
+	if err != nil {
+		return o, report, err
+	}
+	defer func() { err = errors.Join(err, g.Close()) }()
+	if person {
+		fmt.Fprintln(r.stderr, "disco: Ctrl-a x leaves the guest")
+		t, err := openTerminal(r.stdin.(*os.File))
+		if err != nil {
+			return o, report, fmt.Errorf("terminal: %w", err)
+		}
+		defer t.Close()
+		defer watchSize(t, g.ResizeConsole)()
+	}
+	ctx, stop := r.watchSignals(ctx, g)
+	defer stop()
+	o, err = g.Run(ctx)
+	return o, g.Report(), err
+}
+
+// endingSignals end a guest. SIGPIPE comes when nobody reads its console.
+var endingSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE}
+
+// watchSignals cancels the context it returns at the first signal, which has
+// the power button pressed, and kills the guest at the second, until stop.
+func (r *run) watchSignals(ctx context.Context, g guest) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, endingSignals...)
+	done := make(chan struct{})
+	go func() {
+		for first := true; ; first = false {
+			select {
+			case s := <-signals:
+				if first {
+					fmt.Fprintf(r.stderr, "disco: %v: the power button is pressed; a second signal kills the guest\n", s)
+					cancel()
+				} else {
+					g.Kill(fmt.Sprintf("killed by a second signal (%v)", s))
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel()
+	}
+}
+
+// watchSize tells resize the terminal's size, now and whenever it changes,
+// until stop.
+func watchSize(t *terminal, resize func(cols, rows uint16)) (stop func()) {
+	resize(t.size())
+	changes := make(chan os.Signal, 1)
+	signal.Notify(changes, unix.SIGWINCH)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-changes:
+				resize(t.size())
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(changes)
+		close(done)
+	}
+}
+
+// ending says how the guest ended, where that needs saying, and makes an exit
+// code of it.
+func (r *run) ending(o vmm.Outcome) error {
+	who := "the guest"
+	if r.cfg.Name != "" {
+		who += " " + r.cfg.Name
+	}
+	switch {
+	case o.Kind == vmm.Crashed:
+		if !samePlace(r.stdout, r.stderr) {
+			printLines(r.stderr, o.LastLines)
+		}
+		return &exitError{o.Code, fmt.Errorf("%s crashed: %s", who, o.Reason)}
+	case o.Kind == vmm.TimedOut, o.Kind == vmm.Killed && o.Reason != leftReason:
+		return &exitError{o.Code, fmt.Errorf("%s was ended: %s", who, o.Reason)}
+	case o.Code != 0:
+		return &exitError{o.Code, nil}
+	}
+	return nil
+}
+
+func printLines(w io.Writer, lines []string) {
+	if len(lines) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "disco: the last lines of the guest's console:")
+	for _, l := range lines {
+		fmt.Fprintln(w, " ", l)
+	}
+}
+
+func (r *run) logger() *slog.Logger {
+	level := slog.LevelWarn
+	if r.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{
+		Level: level,
+		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+}
+
+func writeReport(path string, report vmm.Report) error {
+	b, err := json.MarshalIndent(report, "", "  ")
+	if err == nil {
+		err = os.WriteFile(path, append(b, '\n'), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
+}
+
+// summary is one line of what a run took.
+func summary(report vmm.Report) string {
+	var exits []string
+	for _, reason := range slices.Sorted(maps.Keys(report.Exits)) {
+		exits = append(exits, fmt.Sprintf("%s %d", reason, report.Exits[reason]))
+	}
+	s := fmt.Sprintf("ran %.2f s, %d exits to the monitor", report.Ended-report.Started, report.UserspaceExit)
+	if exits != nil {
+		s += " (" + strings.Join(exits, ", ") + ")"
+	}
+	if report.Reboots > 0 {
+		s += fmt.Sprintf(", %d restarts", report.Reboots)
+	}
+	return s
+}
