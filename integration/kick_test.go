@@ -70,3 +70,13 @@ func spinUntil(ok func() bool) bool {
 	}
 	return true
 }
+
+// TestKVMStopAfterClose: whoever comes late with a Stop finds nothing to hurt.
+func TestKVMStopAfterClose(t *testing.T) {
+	var v *vcpu.VCPU
+	t.Cleanup(func() { v.Stop() }) // runs after the rig's own
+	r := newRig(t, 1, "triple", "")
+	v = r.vcpus[0]
+	r.start()
+	r.wait()
+}

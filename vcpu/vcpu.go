@@ -81,13 +81,16 @@ type VCPU struct {
 	id      int
 
 	stop  atomic.Bool
-	tid   atomic.Int64 // 0 before the thread runs and after it ended
+	tid   atomic.Int64 // 0 before the thread runs, gone after it ended
 	end   End
 	done  chan struct{}
-	kicks sync.Mutex // held while signalling, so that the thread cannot end meanwhile
+	kicks sync.Mutex // held while kicking, so that the vCPU cannot end and be closed meanwhile
 
 	exits [kvm.NumExits]atomic.Uint64
 }
+
+// gone is the tid of a thread that has ended.
+const gone = -1
 
 // New wraps a KVM vCPU, which the VCPU owns from now on.
 func New(id int, c *kvm.VCPU, h Handler) *VCPU {
@@ -110,7 +113,7 @@ func (v *VCPU) Start() {
 		v.tid.Store(int64(unix.Gettid()))
 		v.end = v.loop()
 		v.kicks.Lock()
-		v.tid.Store(0)
+		v.tid.Store(gone)
 		v.kicks.Unlock()
 		close(v.done)
 	}()
@@ -129,13 +132,17 @@ func (v *VCPU) Stop() {
 	v.Kick()
 }
 
-// Kick gets the vCPU out of the guest once, from any thread. It does not
-// allocate.
+// Kick gets the vCPU out of the guest once, from any thread. Of a vCPU that has
+// ended it does nothing, even after Close. It does not allocate.
 func (v *VCPU) Kick() {
-	v.kvm.ImmediateExit(true)
 	v.kicks.Lock()
 	defer v.kicks.Unlock()
-	if tid := v.tid.Load(); tid != 0 {
+	tid := v.tid.Load()
+	if tid == gone {
+		return
+	}
+	v.kvm.ImmediateExit(true)
+	if tid != 0 {
 		// The thread is ours and alive while kicks is held; nothing can go wrong.
 		_ = unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
 	}
