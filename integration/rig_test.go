@@ -60,7 +60,7 @@ func newRig(t *testing.T, cpus int, name, cmdline string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	view, err := space.NewView(false)
+	view, err := space.NewView()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -153,20 +153,14 @@ func (s *Space) Pins() int64 { return s.pins.Load() }
 type View struct{ window []byte }
 
 // NewView maps a further window on the guest's RAM. It lives until the Space is
-// closed. huge asks for transparent huge pages behind it. NewView is for one
-// goroutine, while the guest is built.
-func (s *Space) NewView(huge bool) (*View, error) {
+// closed. NewView is for one goroutine, while the guest is built.
+func (s *Space) NewView() (*View, error) {
 	b, err := s.home.Map()
 	if err != nil {
 		return nil, err
 	}
 	v := &View{window: b}
 	s.view = append(s.view, v)
-	if huge {
-		if err := arena.AdviseHuge(b); err != nil {
-			return nil, fmt.Errorf("memory: huge pages: %w", err)
-		}
-	}
 	return v, nil
 }
 

@@ -137,12 +137,12 @@ func (v *VCPU) Stop() {
 func (v *VCPU) Kick() {
 	v.kicks.Lock()
 	defer v.kicks.Unlock()
-	tid := v.tid.Load()
-	if tid == gone {
+	if v.tid.Load() == gone {
 		return
 	}
+	// The flag first: a thread that has no id yet finds it on its way in.
 	v.kvm.ImmediateExit(true)
-	if tid != 0 {
+	if tid := v.tid.Load(); tid != 0 {
 		// The thread is ours and alive while kicks is held; nothing can go wrong.
 		_ = unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
 	}

@@ -33,7 +33,7 @@ func start(t *testing.T, h Handler, code ...byte) *VCPU {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { space.Close() })
-	view, err := space.NewView(false)
+	view, err := space.NewView()
 	if err != nil {
 		t.Fatal(err)
 	}

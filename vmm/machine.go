@@ -61,7 +61,7 @@ func build(sys *kvm.System, cfg *Config, k *image, out *devices.Output, function
 	if m.space, err = memory.New("disco-"+cfg.Name, boot.RAM(cfg.Memory)); err != nil {
 		return nil, err
 	}
-	view, err := m.space.NewView(true)
+	view, err := m.space.NewView()
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ package arena
 import (
 	"errors"
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,10 +21,14 @@ import (
 // PageSize is the size in bytes of the smallest page that is mapped or moved.
 const PageSize = 4096
 
+// hugePageSize is the transparent huge page of x86-64.
+const hugePageSize = 2 << 20
+
 // Arena is one sparse memfd and the monitor's mapping of all of it.
 // Its methods may be called from many goroutines, except Close.
 type Arena struct {
 	fd    int
+	size  uint64
 	bytes []byte
 }
 
@@ -41,7 +46,7 @@ func New(name string, size uint64) (*Arena, error) {
 	if err := unix.Ftruncate(fd, int64(size)); err != nil {
 		return nil, errors.Join(fmt.Errorf("arena %s: size to %d bytes: %w", name, size, err), unix.Close(fd))
 	}
-	a := &Arena{fd: fd}
+	a := &Arena{fd: fd, size: size}
 	a.bytes, err = a.Map()
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
@@ -54,7 +59,7 @@ func New(name string, size uint64) (*Arena, error) {
 }
 
 // Size is the length of the file in bytes.
-func (a *Arena) Size() uint64 { return uint64(len(a.bytes)) }
+func (a *Arena) Size() uint64 { return a.size }
 
 // FD is the memfd. It stays the Arena's own.
 func (a *Arena) FD() int { return a.fd }
@@ -63,34 +68,51 @@ func (a *Arena) FD() int { return a.fd }
 // moment: whoever parses what lies there copies it out first.
 func (a *Arena) Bytes() []byte { return a.bytes }
 
-// Map maps the whole file once more, shared, readable and writable. The caller
-// owns the mapping and ends it with Unmap.
+// Map maps the whole file once more, shared, readable and writable, and asks for
+// transparent huge pages behind it. That is advice: a kernel whose shmem_enabled
+// forbids them gives small ones. It needs every mapping's advice, as whichever
+// touches a page first decides its size, and addresses that differ from file
+// offsets by whole huge pages. The caller owns the mapping and ends it with
+// Unmap.
 func (a *Arena) Map() ([]byte, error) {
-	size := a.Size()
-	if a.bytes == nil {
-		var st unix.Stat_t
-		if err := unix.Fstat(a.fd, &st); err != nil {
-			return nil, fmt.Errorf("arena: fstat: %w", err)
-		}
-		size = uint64(st.Size)
-	}
-	b, err := unix.Mmap(a.fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	// The kernel aligns a mapping of shmem only where huge pages are the
+	// default, so we look for the place ourselves: reserve too much, map over
+	// the aligned part, and give the rest back.
+	total := uintptr(a.size) + hugePageSize
+	at, err := unix.MmapPtr(-1, 0, nil, total, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return nil, fmt.Errorf("arena: map %d bytes: %w", size, err)
+		return nil, fmt.Errorf("arena: reserve %d bytes of address space: %w", total, err)
+	}
+	head := -uintptr(at) & (hugePageSize - 1)
+	place := unsafe.Add(at, head)
+	if _, err := unix.MmapPtr(a.fd, 0, place, uintptr(a.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE|unix.MAP_FIXED); err != nil {
+		return nil, errors.Join(fmt.Errorf("arena: map %d bytes: %w", a.size, err), unix.MunmapPtr(at, total))
+	}
+	if head > 0 {
+		err = unix.MunmapPtr(at, head)
+	}
+	b := unsafe.Slice((*byte)(place), a.size)
+	if e := unix.MunmapPtr(unsafe.Add(place, a.size), hugePageSize-head); err == nil {
+		err = e
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("arena: trim a mapping: %w", err), Unmap(b))
+	}
+	// EINVAL is a kernel built without huge pages.
+	if err := unix.Madvise(b, unix.MADV_HUGEPAGE); err != nil && err != unix.EINVAL {
+		return nil, errors.Join(fmt.Errorf("arena: advise huge pages: %w", err), Unmap(b))
 	}
 	return b, nil
 }
 
 // Unmap ends a mapping made by Map.
-func Unmap(b []byte) error { return unix.Munmap(b) }
-
-// AdviseHuge asks for transparent huge pages behind a mapping made by Map. It
-// is advice: a kernel whose shmem_enabled forbids it says nothing.
-func AdviseHuge(b []byte) error { return unix.Madvise(b, unix.MADV_HUGEPAGE) }
+func Unmap(b []byte) error {
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(b)), uintptr(len(b)))
+}
 
 // Close unmaps and frees the file. Pages live on while other mappings do.
 func (a *Arena) Close() error {
-	err := unix.Munmap(a.bytes)
+	err := Unmap(a.bytes)
 	a.bytes = nil
 	return errors.Join(err, unix.Close(a.fd))
 }
