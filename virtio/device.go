@@ -1,5 +1,7 @@
 package virtio
 
+import "strconv"
+
 // DeviceID is a virtio device type (virtio 1.2 §5).
 type DeviceID uint16
 
@@ -11,6 +13,35 @@ const (
 	IDEntropy DeviceID = 4
 	IDVsock   DeviceID = 19
 )
+
+func (id DeviceID) String() string {
+	switch id {
+	case IDNet:
+		return "net"
+	case IDBlock:
+		return "blk"
+	case IDConsole:
+		return "console"
+	case IDEntropy:
+		return "rng"
+	case IDVsock:
+		return "vsock"
+	}
+	return strconv.Itoa(int(id))
+}
+
+// class is the PCI class code of a device type: class, subclass and interface.
+func (id DeviceID) class() uint32 {
+	switch id {
+	case IDNet:
+		return 0x020000 // Ethernet controller
+	case IDBlock:
+		return 0x018000 // other mass storage
+	case IDConsole, IDVsock:
+		return 0x078000 // other communication
+	}
+	return 0x00ff00
+}
 
 // Device is one device type behind the PCI transport. The transport owns
 // feature negotiation, queue set-up and interrupts; a Device owns its config
