@@ -97,6 +97,8 @@ func (d *Driver) NewRing(size uint16, features uint64) *Ring {
 	}
 	r.avail = d.pin(r.Avail, (availLen(size)+3)&^3)
 	r.used = d.pin(r.Used, (usedLen(size)+3)&^3)
+	clear(r.avail) // memory that was in use before
+	clear(r.used)
 	for i := size; i > 0; i-- {
 		r.free = append(r.free, i-1)
 	}
