@@ -98,7 +98,7 @@ func newRoot(w *world) *cobra.Command {
 	root.SetHelpCommandGroupID("program")
 	root.SetCompletionCommandGroupID("program")
 	for group, commands := range map[string][]*cobra.Command{
-		"guests":  {runCommand(w)},
+		"guests":  {newRun(w).command()},
 		"machine": {labCommand(), checkCommand(w)},
 		"program": {versionCommand()},
 	} {

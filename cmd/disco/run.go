@@ -46,14 +46,19 @@ The guest's machine has virtio disks, networks, console, entropy and vsock, an
 8250, and ACPI. Disks are raw images, and are written in place.`
 
 const runExample = `  disco run
-  disco run --kernel vmlinuz --initrd initrd.img --cmdline 'root=/dev/vda1' --disk disk.img
+  disco run --kernel vmlinuz --initrd initrd.img --disk disk.img --cmdline root=/dev/vda
   disco run --net user,forward=tcp:8080:80 --memory 2G --cpus 4
   disco run --timeout 60s --report boot.json </dev/null`
 
-func runCommand(w *world) *cobra.Command {
-	r := &run{world: w, where: "auto", cfg: vmm.Config{
+// newRun is a run with the defaults of the flags.
+func newRun(w *world) *run {
+	return &run{world: w, where: "auto", cfg: vmm.Config{
 		CPUs: min(2, runtime.NumCPU()), Memory: 512 << 20, Grace: vmm.DefaultGrace,
 	}}
+}
+
+// command is the command whose flags fill r.
+func (r *run) command() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "run [flags]",
 		Short:   "Boot a Linux guest",

@@ -12,7 +12,7 @@ func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program",
-		Long:  "version prints the version, the commit that it was built from, and by which Go for which machine.",
+		Long:  "version prints the version, the commit that it was built from, and by which Go\nfor which machine.",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			info, _ := debug.ReadBuildInfo()

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"disco/host"
+	"disco/integration/lab"
+	"disco/vmm"
+)
+
+// fakeGuest ends with outcome, or, if waits, only when it is asked to.
+type fakeGuest struct {
+	cfg     vmm.Config
+	outcome vmm.Outcome
+	waits   bool
+	during  func(g *fakeGuest) // runs inside Run
+
+	asked, closed bool
+	killed        chan string
+	sizes         chan [2]uint16
+}
+
+func (g *fakeGuest) Run(ctx context.Context) (vmm.Outcome, error) {
+	if g.during != nil {
+		g.during(g)
+	}
+	if !g.waits {
+		return g.outcome, nil
+	}
+	select {
+	case reason := <-g.killed:
+		return vmm.Outcome{Kind: vmm.Killed, Reason: reason}, nil
+	case <-ctx.Done():
+		g.asked = true
+	}
+	if g.outcome.Kind == vmm.PoweredOff {
+		return g.outcome, nil
+	}
+	return vmm.Outcome{Kind: vmm.Killed, Reason: <-g.killed}, nil
+}
+
+func (g *fakeGuest) Kill(reason string) { g.killed <- reason }
+
+func (g *fakeGuest) ResizeConsole(cols, rows uint16) { g.sizes <- [2]uint16{cols, rows} }
+
+func (g *fakeGuest) Report() vmm.Report {
+	return vmm.Report{CPUs: g.cfg.CPUs, Outcome: g.outcome, Exits: map[string]uint64{"io": 3, "hlt": 1}, UserspaceExit: 4}
+}
+
+func (g *fakeGuest) Close() error {
+	g.closed = true
+	return nil
+}
+
+// fakeWorld is a machine where guests run here and the default guest is there.
+type fakeWorld struct {
+	world
+	out, err bytes.Buffer
+	env      map[string]string
+	guest    *fakeGuest   // what newGuest returns
+	built    *vmm.Config  // of the last guest
+	lab      *lab.Options // of the last lab
+	labCode  int
+	labErr   error
+	newErr   error
+}
+
+var (
+	runsHere = []host.Finding{{Name: "KVM", Status: host.OK, Found: "/dev/kvm"}}
+	noKVM    = []host.Finding{{Name: "KVM", Status: host.Missing, Found: "/dev/kvm: no such file or directory", Mend: "modprobe"}}
+)
+
+func newWorld(t *testing.T) *fakeWorld {
+	t.Helper()
+	dir := t.TempDir()
+	w := &fakeWorld{env: map[string]string{
+		"DISCO_KERNEL": touch(t, filepath.Join(dir, "vmlinuz")),
+		"DISCO_INITRD": touch(t, filepath.Join(dir, "initrd.img")),
+	}, guest: &fakeGuest{killed: make(chan string, 4), sizes: make(chan [2]uint16, 4)}}
+	w.world = world{
+		stdin: strings.NewReader(""), stdout: &w.out, stderr: &w.err,
+		executable: func() (string, error) { return "/opt/disco/bin/disco", nil },
+		getenv:     func(name string) string { return w.env[name] },
+		guests:     func() []host.Finding { return runsHere },
+		findings:   func() []host.Finding { return runsHere },
+		labMissing: func() []error { return nil },
+		newGuest: func(c vmm.Config) (guest, error) {
+			w.built, w.guest.cfg = &c, c
+			if w.newErr != nil {
+				return nil, w.newErr
+			}
+			return w.guest, nil
+		},
+		runLab: func(_ context.Context, o lab.Options) (int, error) {
+			w.lab = &o
+			return w.labCode, w.labErr
+		},
+	}
+	return w
+}
+
+// touch makes a file of one page and returns its path.
+func touch(t *testing.T, path string) string {
+	t.Helper()
+	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// disco runs a command line.
+func (w *fakeWorld) disco(args ...string) int { return execute(&w.world, args) }
