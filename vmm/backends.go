@@ -4,29 +4,104 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"path/filepath"
 
 	"disco/devices"
+	"disco/disk"
+	"disco/net/tap"
 	"disco/virtio"
+	"disco/virtio/blk"
+	"disco/virtio/console"
+	netdev "disco/virtio/net"
 	"disco/virtio/rng"
 )
 
+// maxQueues bounds the queues of a disk and the queue pairs of a network
+// device; below it there is one for each vCPU.
+const maxQueues = 8
+
 // backends are the devices that outlive a restart of the guest, and what they
-// hold open.
+// hold open. Their order is that of the PCI slots, so that a guest finds the
+// same device at the same place whatever else it is given.
 type backends struct {
 	devices []virtio.Device
-	closers []io.Closer // in the order of opening
+	console *console.Device // nil with ConsoleSerial
+	closers []func() error  // in the order of opening
+
+	problems, refusals []error // while opening: what is wrong with cfg, and with the host
 }
 
+// openBackends opens what cfg names, and reports all that fails at once: as a
+// *ConfigError if cfg is to blame for any of it, else as a *HostError.
 func openBackends(cfg *Config, out *devices.Output, log *slog.Logger) (*backends, error) {
 	b := &backends{}
+	if cfg.Console == ConsoleVirtio {
+		b.console = console.New(out)
+		b.own(func() error { b.console.Close(); return nil })
+		b.devices = append(b.devices, b.console)
+	}
 	b.devices = append(b.devices, rng.New())
-	return b, nil
+	for _, d := range cfg.Disks {
+		b.openDisk(d, cfg, log)
+	}
+	for _, n := range cfg.Nets {
+		b.openNet(n, cfg, log)
+	}
+	var err error
+	switch {
+	case b.problems != nil:
+		err = &ConfigError{append(b.problems, b.refusals...)}
+	case b.refusals != nil:
+		err = &HostError{errors.Join(b.refusals...)}
+	default:
+		return b, nil
+	}
+	return nil, errors.Join(err, b.close())
+}
+
+func (b *backends) own(close func() error) { b.closers = append(b.closers, close) }
+
+func (b *backends) openDisk(d Disk, cfg *Config, log *slog.Logger) {
+	raw, err := disk.OpenRaw(d.Path, d.ReadOnly, false)
+	if err != nil {
+		b.problems = append(b.problems, err)
+		return
+	}
+	b.own(raw.Close)
+	b.devices = append(b.devices, blk.New(blk.Config{
+		Backend: raw, Queues: min(cfg.CPUs, maxQueues), ID: filepath.Base(d.Path), Log: log,
+	}))
+}
+
+func (b *backends) openNet(n Net, cfg *Config, log *slog.Logger) {
+	var backend interface {
+		netdev.Backend
+		io.Closer
+	}
+	var err error
+	switch n.Kind {
+	case NetTap:
+		backend, err = tap.Open(tap.Config{Name: n.Tap, Bridge: n.Bridge, Queues: min(cfg.CPUs, maxQueues), Log: log})
+	default:
+		return
+	}
+	if err != nil {
+		b.refusals = append(b.refusals, err)
+		return
+	}
+	b.own(backend.Close)
+	dev, err := netdev.New(netdev.Config{Backend: backend, Pairs: min(cfg.CPUs, maxQueues), Log: log})
+	if err != nil {
+		b.refusals = append(b.refusals, err)
+		return
+	}
+	b.devices = append(b.devices, dev)
 }
 
 func (b *backends) close() error {
 	var errs []error
 	for i := len(b.closers) - 1; i >= 0; i-- {
-		errs = append(errs, b.closers[i].Close())
+		errs = append(errs, b.closers[i]())
 	}
 	return errors.Join(errs...)
 }

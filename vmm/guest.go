@@ -206,6 +206,9 @@ func (g *Guest) PressPowerButton() {
 
 // ResizeConsole tells the guest the size of its terminal in characters.
 func (g *Guest) ResizeConsole(cols, rows uint16) {
+	if c := g.backends.console; c != nil {
+		c.Resize(cols, rows)
+	}
 }
 
 // feed carries input to the console. A Read under way when the guest ends stays
@@ -229,6 +232,9 @@ func (g *Guest) feed() {
 }
 
 func (g *Guest) input(p []byte) (int, error) {
+	if c := g.backends.console; c != nil {
+		return c.Input(p)
+	}
 	for done := 0; ; {
 		g.mu.Lock()
 		m, closed := g.machine, g.closed

@@ -128,6 +128,9 @@ func (m *machine) plug(cfg *Config, out *devices.Output, functions []virtio.Devi
 			return err
 		}
 		m.transports = append(m.transports, t)
+		if r, ok := d.(interface{ OnResize(changed func()) }); ok {
+			r.OnResize(t.ConfigChanged)
+		}
 		if err := root.Add(t); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"sync/atomic"
 	"time"
 
 	"disco/vcpu/kvm"
@@ -29,15 +30,20 @@ type Report struct {
 	Missed uint64 `json:"missed_accesses"`
 }
 
-// clock holds when things happened.
+// clock holds when things happened, from the making of the guest on.
 type clock struct {
 	zero                  time.Time
-	built, started, ended time.Duration
+	built, started, ended moment
 }
+
+// moment is a time since the clock's zero in nanoseconds; 0 has not come yet.
+type moment struct{ atomic.Int64 }
 
 func (c *clock) begin() { c.zero = time.Now() }
 
-func (c *clock) mark(d *time.Duration) { *d = time.Since(c.zero) }
+func (c *clock) mark(m *moment) { m.Store(int64(time.Since(c.zero))) }
+
+func (m *moment) seconds() float64 { return time.Duration(m.Load()).Seconds() }
 
 // account adds a halted machine's counters to the report.
 func (g *Guest) account(m *machine) {
@@ -77,6 +83,6 @@ func (g *Guest) Report() Report {
 	defer g.mu.Unlock()
 	r := g.report
 	r.Name, r.CPUs, r.Memory = g.cfg.Name, g.cfg.CPUs, g.cfg.Memory
-	r.Built, r.Started, r.Ended = g.clock.built.Seconds(), g.clock.started.Seconds(), g.clock.ended.Seconds()
+	r.Built, r.Started, r.Ended = g.clock.built.seconds(), g.clock.started.seconds(), g.clock.ended.seconds()
 	return r
 }

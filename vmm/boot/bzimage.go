@@ -119,8 +119,8 @@ func (k *bzImage) setupHeader() []byte {
 // load copies the protected-mode code to where the kernel prefers to be, with
 // the room that it needs to unpack itself, and returns its address.
 func (k *bzImage) load(g *guest, r io.ReaderAt) (uint64, error) {
-	if err := g.claim("the kernel", k.pref, k.initSize); err != nil {
+	if err := g.claim("its code", k.pref, k.initSize); err != nil {
 		return 0, err
 	}
-	return k.pref, g.copyIn("the kernel", k.pref, r, k.start, k.size)
+	return k.pref, g.copyIn("its code", k.pref, r, k.start, k.size)
 }

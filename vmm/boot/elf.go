@@ -99,6 +99,12 @@ func parseELF(r io.ReaderAt, size int64) (*elfImage, error) {
 		}
 		return 1
 	})
+	var fromFile int64
+	for _, s := range k.segments {
+		if fromFile += s.fileSize; fromFile > size {
+			return nil, fmt.Errorf("has segments that share bytes of the file; %s", giveKernel)
+		}
+	}
 	for i, s := range k.segments[1:] {
 		if s.phys < k.segments[i].end() {
 			return nil, fmt.Errorf("has overlapping segments at %#x and %#x", k.segments[i].phys, s.phys)
@@ -166,14 +172,9 @@ func (k *elfImage) findPVH(notes []byte, align uint64) {
 	}
 }
 
-// holds says whether a file-backed byte of a segment lies at addr.
+// holds says whether addr lies in a segment.
 func (k *elfImage) holds(addr uint64) bool {
-	for _, s := range k.segments {
-		if addr >= s.phys && addr-s.phys < uint64(s.fileSize) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(k.segments, func(s segment) bool { return addr >= s.phys && addr-s.phys < s.memSize })
 }
 
 // load copies the segments to guest memory.
@@ -185,12 +186,12 @@ func (k *elfImage) load(g *guest, r io.ReaderAt) error {
 	}
 	// The highest first, so that a complaint about memory asks for enough.
 	for _, s := range slices.Backward(k.segments) {
-		if err := g.claim("the kernel", s.phys, s.memSize); err != nil {
+		if err := g.claim("its code", s.phys, s.memSize); err != nil {
 			return err
 		}
 	}
 	for _, s := range k.segments {
-		if err := g.copyIn("the kernel", s.phys, r, s.off, s.fileSize); err != nil {
+		if err := g.copyIn("its code", s.phys, r, s.off, s.fileSize); err != nil {
 			return err
 		}
 	}
