@@ -18,6 +18,11 @@
 #define GARBAGE_SIZE 0x10000
 #define TOP          0x4000000
 
+/* A ring that is in order: its size, and where its parts are in its page. */
+#define RING         16
+#define AVAILABLE    0x400
+#define USED         0x800
+
         .macro  PICK n          /* RAX = 0 to n-1; n a power of two */
         call    random
         and     $\n - 1, %eax
@@ -150,7 +155,7 @@ address:
 
 /* RBX = the config space of one of the first functions of bus 0. */
 function:
-        PICK    16
+        PICK    8
         shl     $15, %eax
         add     $ECAM, %eax
         mov     %eax, %ebx
@@ -258,8 +263,11 @@ window:
         call    function
         cmpw    $0x1af4, (%rbx)
         jne     1f
-        PICK    4                       /* BARs 0 to 3, each tried as it stands */
-        mov     0x10(%rbx,%rax,4), %edi
+        PICK    8                       /* BAR 0 more often than the others */
+        shr     $1, %eax
+        jnc     2f
+        xor     %eax, %eax
+2:      mov     0x10(%rbx,%rax,4), %edi
         and     $~15, %edi
         PICK    0x4000
         add     %eax, %edi
@@ -268,7 +276,7 @@ window:
         cmp     $0xfee00000, %edi
         jae     1f
         call    random
-        test    $3, %eax
+        test    $1, %eax
         jz      load
         jmp     store
 1:      ret
@@ -298,16 +306,21 @@ ioapic:
         mov     0x10(%rdi), %eax
         ret
 
-/* Brings a device up on garbage rings and kicks it. */
+/*
+ * Brings a device up and kicks it: three times in four on rings that are in
+ * order, with descriptors that are not, else on rings that are not either.
+ */
 device:
         call    function
         cmpw    $0x1af4, (%rbx)
         jne     9f
+        mov     $0x10, %eax             /* BARs back to where they work */
+0:      movl    $0, (%rbx,%rax)
+        add     $4, %eax
+        cmp     $0x28, %eax
+        jb      0b
         call    virtio_find
         mov     V_COMMON(%rbp), %rdi
-        mov     $0xc0000000, %eax
-        cmp     %rax, %rdi
-        jb      9f
         movb    $0, C_STATUS(%rdi)
         movb    $3, C_STATUS(%rdi)
         movl    $0, C_DRIVER_FEATURE_SELECT(%rdi)
@@ -319,18 +332,31 @@ device:
         movl    $1, C_DRIVER_FEATURE(%rdi)
         movb    $11, C_STATUS(%rdi)
 
+        PICK    4
+        mov     %eax, %r10d             /* 0: rings out of order */
         mov     $4, %r9d                /* queues 0 to 3, those that there are */
 1:      dec     %r9d
         js      3f
         mov     %r9w, C_QUEUE_SELECT(%rdi)
         call    random
-        test    $3, %eax
-        jz      2f                      /* the device's own size */
-        call    value
-        mov     %ax, C_QUEUE_SIZE(%rdi)
-2:      call    random
         and     $7, %eax
         mov     %ax, C_QUEUE_VECTOR(%rdi)
+        test    %r10d, %r10d
+        jz      2f
+        movw    $RING, C_QUEUE_SIZE(%rdi)
+        mov     %r9d, %edx
+        shl     $12, %edx
+        add     $GARBAGE, %edx          /* RDX = the queue's page */
+        mov     %rdx, C_QUEUE_DESC(%rdi)
+        lea     AVAILABLE(%rdx), %rax
+        mov     %rax, C_QUEUE_DRIVER(%rdi)
+        lea     USED(%rdx), %rax
+        mov     %rax, C_QUEUE_DEVICE(%rdi)
+        call    fill
+        movw    $1, C_QUEUE_ENABLE(%rdi)
+        jmp     1b
+2:      call    value
+        mov     %ax, C_QUEUE_SIZE(%rdi)
         call    address
         mov     %rax, C_QUEUE_DESC(%rdi)
         call    address
@@ -340,31 +366,84 @@ device:
         movw    $1, C_QUEUE_ENABLE(%rdi)
         jmp     1b
 
-3:      mov     $16, %r9d               /* fresh nonsense for some of the rings */
-4:      PICK    GARBAGE_SIZE
-        and     $~15, %eax
-        lea     GARBAGE(%rax), %rdx
-        call    address
-        mov     %rax, (%rdx)
-        call    value
-        mov     %eax, 8(%rdx)
-        call    random
-        and     $0xff0007, %eax         /* flags, and a next below 256 */
-        mov     %eax, 12(%rdx)
-        dec     %r9d
-        jnz     4b
-
-        movb    $15, C_STATUS(%rdi)
+3:      movb    $15, C_STATUS(%rdi)
         mov     V_NOTIFY(%rbp), %rdi
         mov     $8, %r9d
-5:      PICK    4
+5:      PICK    4                       /* more, and the kick */
         mov     %eax, %edx
+        shl     $12, %edx
+        add     $GARBAGE, %edx
+        mov     %eax, %ecx
+        call    random
+        and     $7, %eax
+        add     %ax, AVAILABLE + 2(%rdx)
+        mov     %ecx, %eax
         imul    V_MULT(%rbp), %eax
         and     $0xfff, %eax
-        mov     %dx, (%rdi,%rax)
+        mov     %cx, (%rdi,%rax)
         dec     %r9d
         jnz     5b
 9:      ret
+
+/* Makes a ring of RING nearly sensible requests of the page RDX. Loses RAX, RCX, RSI, R8. */
+fill:
+        mov     $RING, %r8d
+        mov     %edx, %esi
+1:      call    address                 /* descriptors: address, length, flags, next */
+        mov     %rax, (%rsi)
+        call    random
+        mov     %eax, %ecx
+        and     $0x1ff, %eax
+        test    $3, %ecx
+        jnz     2f
+        call    value
+2:      mov     %eax, 8(%rsi)
+        call    random
+        mov     %eax, %ecx
+        and     $3, %eax                /* chained, writable; now and then indirect */
+        test    $0x70, %ecx
+        jnz     3f
+        or      $4, %eax
+3:      mov     %ax, 12(%rsi)
+        shr     $16, %ecx
+        and     $RING - 1, %ecx
+        mov     %cx, 14(%rsi)
+        add     $16, %esi
+        dec     %r8d
+        jnz     1b
+
+        movw    $0, AVAILABLE(%rdx)     /* flags, then where it is, then entries */
+        call    random
+        and     $RING - 1, %eax
+        mov     %ax, AVAILABLE + 2(%rdx)
+        mov     $RING, %r8d
+        lea     AVAILABLE + 4(%rdx), %rsi
+4:      call    random
+        and     $0xffff, %eax
+        test    $0x3f00, %eax
+        jz      5f
+        and     $RING - 1, %eax
+5:      mov     %ax, (%rsi)
+        add     $2, %esi
+        dec     %r8d
+        jnz     4b
+
+        mov     $8, %r8d                /* request headers: a type and a small sector */
+6:      PICK    GARBAGE_SIZE
+        and     $~15, %eax
+        lea     GARBAGE(%rax), %rsi
+        cmp     $GARBAGE + 0x4000, %esi /* the first pages are rings */
+        jb      7f
+        call    random
+        mov     %eax, %ecx
+        and     $15, %eax
+        mov     %rax, (%rsi)
+        shr     $16, %ecx
+        and     $0xfff, %ecx
+        mov     %rcx, 8(%rsi)
+7:      dec     %r8d
+        jnz     6b
+        ret
 
         .section .rodata
         .balign 8

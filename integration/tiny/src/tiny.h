@@ -53,18 +53,20 @@ _start:
 /* A line of text to the serial port. */
         .macro  SAY text:vararg
         .pushsection .rodata
-9:      .asciz  \text
+.Lsay\@:
+        .asciz  \text
         .popsection
-        mov     $9b, %esi
+        mov     $.Lsay\@, %esi
         call    puts
         .endm
 
 /* RAX = the number after "key=" on the command line, or the default. */
         .macro  ARG key, default
         .pushsection .rodata
-9:      .asciz  "\key="
+.Lkey\@:
+        .asciz  "\key="
         .popsection
-        mov     $9b, %esi
+        mov     $.Lkey\@, %esi
         mov     $\default, %rdi
         call    arg
         .endm
