@@ -1,3 +1,15 @@
+// Package virtio is the device's side of virtio 1.2: split queues in guest
+// memory, and the PCI transport that negotiates with a driver and connects its
+// kicks and interrupts. What the queues carry is the business of a [Device]:
+// see the packages below this one.
+//
+// Drivers are not trusted. Every address, length, index and flag of theirs is
+// checked, and copied before it is checked; one that breaks the rules finds its
+// device stopped (NEEDS_RESET) until it resets it, and costs one log line.
+//
+// Not done here: packed queues, legacy and transitional devices, INTx, the MMIO
+// and channel transports, resets of single queues, notification data, and
+// shared memory regions.
 package virtio
 
 import "strconv"

@@ -70,8 +70,9 @@ func (p *pages) store16(off uint32, v uint16) {
 	}
 }
 
-// store32 is for an aligned off.
-func (p *pages) store32(off, v uint32) { atomic.StoreUint32(p.word(off), v) }
+// store32 is for an aligned off. It is a plain store: what makes the word
+// visible is the store16 of an index after it.
+func (p *pages) store32(off, v uint32) { *p.word(off) = v }
 
 // descriptor flags (virtio 1.2 §2.7.5)
 const (

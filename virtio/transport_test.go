@@ -870,7 +870,7 @@ func TestResetWhileBusy(t *testing.T) {
 	d.probe(everything)
 	stop := make(chan struct{})
 	var vcpus sync.WaitGroup
-	for range 3 {
+	for range 2 {
 		vcpus.Go(func() {
 			r := rand.New(rand.NewPCG(1, 2))
 			for {
@@ -891,7 +891,7 @@ func TestResetWhileBusy(t *testing.T) {
 			}
 		})
 	}
-	for range 100 {
+	for range 30 {
 		for i := range 2 {
 			d.echo(i, "busy")
 			d.send(i, "not answered, perhaps")
