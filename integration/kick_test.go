@@ -61,9 +61,10 @@ func TestKVMStopAnyMoment(t *testing.T) {
 	}
 }
 
-// spinUntil waits without sleeping, for what takes microseconds.
+// spinUntil waits without sleeping, for what takes microseconds where the host
+// has a CPU to spare.
 func spinUntil(ok func() bool) bool {
-	for end := time.Now().Add(time.Second); !ok(); runtime.Gosched() {
+	for end := time.Now().Add(patience); !ok(); runtime.Gosched() {
 		if time.Now().After(end) {
 			return false
 		}
