@@ -1,0 +1,285 @@
+package vmm
+
+import (
+	"bytes"
+	"compress/gzip"
+	"debug/elf"
+	"encoding/binary"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"disco/vmm/boot"
+)
+
+// elfKernel is an ELF kernel of one segment at 16 MiB, half of it zeros.
+func elfKernel() []byte {
+	data := make([]byte, 256<<10)
+	copy(data, "code")
+	copy(data[200<<10:], "data")
+	const dataAt = 4096
+	h := elf.Header64{
+		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Entry: 16 << 20,
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+	}
+	copy(h.Ident[:], elf.ELFMAG+"\x02\x01\x01")
+	var b bytes.Buffer
+	binary.Write(&b, binary.LittleEndian, &h)
+	binary.Write(&b, binary.LittleEndian, &elf.Prog64{
+		Type: uint32(elf.PT_LOAD), Off: dataAt, Paddr: 16 << 20, Filesz: uint64(len(data)), Memsz: 1 << 20,
+	})
+	b.Write(make([]byte, dataAt-b.Len()))
+	b.Write(data)
+	return b.Bytes()
+}
+
+// bzImageOf is a bzImage whose payload is image, by gzip. The offsets are those
+// of Linux Documentation/arch/x86/boot.rst.
+func bzImageOf(image []byte) []byte {
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	w.Write(image)
+	w.Close()
+	const start, stub = 1024, 1024
+	code := append(make([]byte, stub), z.Bytes()...)
+	code = append(code, make([]byte, -len(code)&15)...)
+	p := append(make([]byte, start), code...)
+	le := binary.LittleEndian
+	p[0x1F1] = 1
+	le.PutUint32(p[0x1F4:], uint32(len(code)/16))
+	le.PutUint16(p[0x1FE:], 0xAA55)
+	copy(p[0x202:], "HdrS")
+	le.PutUint16(p[0x206:], 0x20F)
+	p[0x211] = 1
+	le.PutUint16(p[0x236:], 1)
+	le.PutUint32(p[0x238:], 2047)
+	le.PutUint32(p[0x248:], stub)
+	le.PutUint32(p[0x24C:], uint32(z.Len()))
+	le.PutUint64(p[0x258:], 16<<20)
+	return p
+}
+
+// kernelFile writes a kernel to a fresh folder.
+func kernelFile(t *testing.T, image []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vmlinuz")
+	if err := os.WriteFile(path, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// cacheFolder points the cache at a fresh folder.
+func cacheFolder(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", dir)
+	return filepath.Join(dir, "disco", "kernels")
+}
+
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := os.ReadDir(dir)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	var n []string
+	for _, f := range files {
+		n = append(n, f.Name())
+	}
+	return n
+}
+
+// openAndLoad opens the kernel at path and checks that it is elfKernel.
+func openAndLoad(t *testing.T, path string) {
+	t.Helper()
+	k, c, err := openKernel(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if k.Packed() {
+		t.Fatal("the kernel is still packed")
+	}
+	mem := make(flat, 32<<20)
+	e, err := (&boot.Params{Kernel: k, RAM: boot.RAM(uint64(len(mem))), CPUs: 1}).Load(mem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.RIP != 16<<20 || string(mem[16<<20:16<<20+4]) != "code" || string(mem[16<<20+200<<10:16<<20+200<<10+4]) != "data" {
+		t.Error("what was loaded is not the kernel")
+	}
+}
+
+// flat is guest memory.
+type flat []byte
+
+func (m flat) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > int64(len(m)) || len(p) > len(m)-int(off) {
+		return 0, io.ErrShortWrite
+	}
+	return copy(m[off:], p), nil
+}
+
+func TestOpenKernelAsItIs(t *testing.T) {
+	dir := cacheFolder(t)
+	for _, c := range []struct {
+		name   string
+		image  []byte
+		kaslr  bool
+		packed bool
+	}{
+		{"ELF", elfKernel(), false, false},
+		{"ELF with KASLR", elfKernel(), true, false},
+		{"bzImage with KASLR", bzImageOf(elfKernel()), true, true},
+	} {
+		k, closer, err := openKernel(kernelFile(t, c.image), c.kaslr)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if k.Packed() != c.packed {
+			t.Errorf("%s: packed is %v", c.name, k.Packed())
+		}
+		if err := closer.Close(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	if n := names(t, dir); n != nil {
+		t.Errorf("the cache has %v, and nothing was unpacked", n)
+	}
+}
+
+func TestHostKernelCache(t *testing.T) {
+	dir := cacheFolder(t)
+	path := kernelFile(t, bzImageOf(elfKernel()))
+	openAndLoad(t, path)
+	n := names(t, dir)
+	if len(n) != 1 {
+		t.Fatalf("the cache has %v, want one entry", n)
+	}
+	entry := filepath.Join(dir, n[0])
+	first, err := os.Stat(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Size() > int64(len(elfKernel()))/2 {
+		t.Errorf("the entry has %d bytes: the zeros are in it", first.Size())
+	}
+
+	openAndLoad(t, path)
+	if again, err := os.Stat(entry); err != nil || !os.SameFile(first, again) {
+		t.Errorf("the entry was made again (%v)", err)
+	}
+
+	for _, c := range []struct {
+		name   string
+		damage func() error
+	}{
+		{"truncated", func() error { return os.Truncate(entry, first.Size()-1) }},
+		{"empty", func() error { return os.Truncate(entry, 0) }},
+		{"zeros", func() error { return os.WriteFile(entry, make([]byte, first.Size()), 0o600) }},
+		{"a packed kernel", func() error { return os.WriteFile(entry, bzImageOf(elfKernel()), 0o600) }},
+	} {
+		if err := c.damage(); err != nil {
+			t.Fatal(err)
+		}
+		openAndLoad(t, path)
+		if st, err := os.Stat(entry); err != nil || st.Size() != first.Size() {
+			t.Errorf("%s: the entry was not made again (%v)", c.name, err)
+		}
+	}
+
+	later := time.Now().Add(time.Hour)
+	if err := os.Chtimes(path, later, later); err != nil {
+		t.Fatal(err)
+	}
+	openAndLoad(t, path)
+	if n := names(t, dir); len(n) != 2 {
+		t.Errorf("the cache has %v after the kernel changed, want two entries", n)
+	}
+}
+
+func TestHostKernelWithoutCache(t *testing.T) {
+	path := kernelFile(t, bzImageOf(elfKernel()))
+	t.Run("no home", func(t *testing.T) {
+		t.Setenv("XDG_CACHE_HOME", "")
+		t.Setenv("HOME", "")
+		openAndLoad(t, path)
+	})
+	t.Run("not a folder", func(t *testing.T) {
+		t.Setenv("XDG_CACHE_HOME", path)
+		openAndLoad(t, path)
+	})
+}
+
+func TestHostKernelCacheStaysSmall(t *testing.T) {
+	dir := cacheFolder(t)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	age := func(name string, by time.Duration) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(-by)
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 6 {
+		age(string(rune('a'+i))+cacheSuffix, time.Duration(i+1)*time.Minute)
+	}
+	age("old"+tempSuffix, 2*cacheStale)
+	age("new"+tempSuffix, 0)
+	age("README", 1000*time.Hour)
+	openAndLoad(t, kernelFile(t, bzImageOf(elfKernel())))
+	got := strings.Join(names(t, dir), " ")
+	for _, name := range []string{"a.vmlinux", "b.vmlinux", "c.vmlinux", "new.tmp", "README"} {
+		if !strings.Contains(got, name) {
+			t.Errorf("%s is gone", name)
+		}
+	}
+	if n := strings.Count(got, cacheSuffix); n != cacheKeep || strings.Contains(got, "old") {
+		t.Errorf("the cache has %s, want %d entries and no stale file", got, cacheKeep)
+	}
+}
+
+func TestHostOpenKernelRefuses(t *testing.T) {
+	dir := cacheFolder(t)
+	damaged := bzImageOf(elfKernel())
+	copy(damaged[len(damaged)-60:], bytes.Repeat([]byte{0xFF}, 30))
+	for _, c := range []struct {
+		name string
+		path string
+		want string
+	}{
+		{"absent", "/nowhere/vmlinuz", "kernel /nowhere/vmlinuz: no such file or directory"},
+		{"folder", t.TempDir(), "is a directory"},
+		{"text", kernelFile(t, []byte("hello")), "is not a kernel; give an x86-64 bzImage or vmlinux"},
+		{"damaged", kernelFile(t, damaged), "cannot be unpacked: gzip: "},
+		{"no ELF inside", kernelFile(t, bzImageOf([]byte("hello"))), "is not a kernel"},
+		{"bzImage inside", kernelFile(t, bzImageOf(bzImageOf(elfKernel()))), "is not an ELF"},
+	} {
+		before := len(names(t, "/proc/self/fd"))
+		k, closer, err := openKernel(c.path, false)
+		if err == nil || k != nil || closer != nil {
+			t.Errorf("%s: opened", c.name)
+			continue
+		}
+		if !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %q, want %q in it and one line", c.name, err, c.want)
+		}
+		if after := len(names(t, "/proc/self/fd")); after != before {
+			t.Errorf("%s: %d open files became %d", c.name, before, after)
+		}
+	}
+	if n := names(t, dir); n != nil {
+		t.Errorf("the cache has %v after failures", n)
+	}
+}
