@@ -19,7 +19,7 @@
 #define TOP          0x4000000
 
 /* A ring that is in order: its size, and where its parts are in its page. */
-#define RING         16
+#define RING         8
 #define AVAILABLE    0x400
 #define USED         0x800
 
@@ -334,7 +334,10 @@ device:
 
         PICK    4
         mov     %eax, %r10d             /* 0: rings out of order */
-        mov     $4, %r9d                /* queues 0 to 3, those that there are */
+        movzwl  C_NUM_QUEUES(%rdi), %r9d
+        cmp     $4, %r9d                /* the first four */
+        jbe     1f
+        mov     $4, %r9d
 1:      dec     %r9d
         js      3f
         mov     %r9w, C_QUEUE_SELECT(%rdi)
@@ -385,13 +388,30 @@ device:
         jnz     5b
 9:      ret
 
-/* Makes a ring of RING nearly sensible requests of the page RDX. Loses RAX, RCX, RSI, R8. */
+/* Makes a ring of RING nearly sensible requests of the page RDX. Loses RAX, RCX, RSI, R8, R11. */
 fill:
         mov     $RING, %r8d
         mov     %edx, %esi
-1:      call    address                 /* descriptors: address, length, flags, next */
-        mov     %rax, (%rsi)
-        call    random
+1:      call    random                  /* descriptors: address, length, flags, next */
+        mov     %eax, %ecx
+        and     $0x7ff0, %eax
+        add     $GARBAGE + 0x4000, %eax
+        test    $0x70000, %ecx
+        jnz     8f
+        call    address
+8:      mov     %rax, (%rsi)
+        mov     %rax, %r11
+        sub     $GARBAGE + 0x4000, %rax /* the first pages are rings */
+        cmp     $GARBAGE_SIZE - 0x4010, %rax
+        ja      6f
+        call    random                  /* a request header: a type and a small sector */
+        mov     %eax, %ecx
+        and     $15, %eax
+        mov     %rax, (%r11)
+        shr     $16, %ecx
+        and     $0xfff, %ecx
+        mov     %rcx, 8(%r11)
+6:      call    random
         mov     %eax, %ecx
         and     $0x1ff, %eax
         test    $3, %ecx
@@ -401,7 +421,7 @@ fill:
         call    random
         mov     %eax, %ecx
         and     $3, %eax                /* chained, writable; now and then indirect */
-        test    $0x70, %ecx
+        test    $0x1f0, %ecx
         jnz     3f
         or      $4, %eax
 3:      mov     %ax, 12(%rsi)
@@ -427,22 +447,6 @@ fill:
         add     $2, %esi
         dec     %r8d
         jnz     4b
-
-        mov     $8, %r8d                /* request headers: a type and a small sector */
-6:      PICK    GARBAGE_SIZE
-        and     $~15, %eax
-        lea     GARBAGE(%rax), %rsi
-        cmp     $GARBAGE + 0x4000, %esi /* the first pages are rings */
-        jb      7f
-        call    random
-        mov     %eax, %ecx
-        and     $15, %eax
-        mov     %rax, (%rsi)
-        shr     $16, %ecx
-        and     $0xfff, %ecx
-        mov     %rcx, 8(%rsi)
-7:      dec     %r8d
-        jnz     6b
         ret
 
         .section .rodata
