@@ -9,11 +9,13 @@ import (
 	"disco/devices"
 	"disco/disk"
 	"disco/net/tap"
+	"disco/net/user"
 	"disco/virtio"
 	"disco/virtio/blk"
 	"disco/virtio/console"
 	netdev "disco/virtio/net"
 	"disco/virtio/rng"
+	"disco/virtio/vsock"
 )
 
 // maxQueues bounds the queues of a disk and the queue pairs of a network
@@ -46,6 +48,9 @@ func openBackends(cfg *Config, out *devices.Output, log *slog.Logger) (*backends
 	}
 	for _, n := range cfg.Nets {
 		b.openNet(n, cfg, log)
+	}
+	if cfg.Vsock != "" {
+		b.openVsock(cfg, log)
 	}
 	var err error
 	switch {
@@ -82,8 +87,12 @@ func (b *backends) openNet(n Net, cfg *Config, log *slog.Logger) {
 	switch n.Kind {
 	case NetTap:
 		backend, err = tap.Open(tap.Config{Name: n.Tap, Bridge: n.Bridge, Queues: min(cfg.CPUs, maxQueues), Log: log})
-	default:
-		return
+	case NetUser:
+		var forwards []user.Forward
+		for _, f := range n.Forwards {
+			forwards = append(forwards, user.Forward{Proto: f.Proto, HostAddr: f.HostAddr, HostPort: f.HostPort, GuestPort: f.GuestPort})
+		}
+		backend, err = user.New(user.Config{Forwards: forwards, Log: log})
 	}
 	if err != nil {
 		b.refusals = append(b.refusals, err)
@@ -95,6 +104,16 @@ func (b *backends) openNet(n Net, cfg *Config, log *slog.Logger) {
 		b.refusals = append(b.refusals, err)
 		return
 	}
+	b.devices = append(b.devices, dev)
+}
+
+func (b *backends) openVsock(cfg *Config, log *slog.Logger) {
+	dev, err := vsock.New(vsock.Config{Path: cfg.Vsock, Log: log})
+	if err != nil {
+		b.refusals = append(b.refusals, err)
+		return
+	}
+	b.own(dev.Close)
 	b.devices = append(b.devices, dev)
 }
 

@@ -43,6 +43,15 @@ func openImage(cfg *Config) (*image, error) {
 	return i, nil
 }
 
+// CacheKernel unpacks the kernel at path into the user's cache, where New finds
+// it, unless it is there already. It is for doing so ahead of time, where the
+// CPU is quicker than where the guest will run. Errors come back from New.
+func CacheKernel(path string) {
+	if _, f, err := openKernel(path, false); err == nil {
+		f.Close()
+	}
+}
+
 // load puts it all into an empty guest memory.
 func (i *image) load(space *memory.Space, cfg *Config) (boot.Entry, error) {
 	p := boot.Params{Kernel: i.kernel, Cmdline: cfg.cmdline(), RAM: space.RAM(), CPUs: cfg.CPUs}
