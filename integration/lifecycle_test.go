@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -142,6 +143,31 @@ func TestKVMShapes(t *testing.T) {
 				t.Errorf("console %q, want %q in it", screen, want)
 			}
 		})
+	}
+}
+
+// TestKVMInput types more at a guest's serial port than fits in it.
+func TestKVMInput(t *testing.T) {
+	cfg, screen := config(t, "echo", "")
+	keyboard, typist := io.Pipe()
+	defer typist.Close()
+	cfg.Stdin = keyboard
+	g := launch(t, cfg)
+	enter := func(s string) {
+		if _, err := io.WriteString(typist, s); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, func() bool { return strings.Contains(screen.String(), "listening\n") })
+	long := strings.Repeat("more than any FIFO holds, ", 20)
+	enter("a ")
+	enter(long)
+	enter("and the end\n")
+	if o := g.wait(); o.Kind != vmm.PoweredOff {
+		t.Errorf("outcome %v: %s", o.Kind, o.Reason)
+	}
+	if want := "echo: listening\na " + long + "and the end\n"; screen.String() != want {
+		t.Errorf("console %q, want %q", screen, want)
 	}
 }
 
