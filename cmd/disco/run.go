@@ -224,11 +224,22 @@ func (r *run) fill() error {
 	r.cfg.Kernel = kernel
 	if r.cfg.Initrd == "" {
 		r.cfg.Initrd = initrd
-		if r.onTerminal() && !r.cfg.CmdlineOnly {
-			r.cfg.Cmdline = strings.TrimSpace(r.cfg.Cmdline + " disco.shell")
+		if !r.cfg.CmdlineOnly {
+			r.cfg.Cmdline = strings.Join(append(r.defaultWords(), strings.Fields(r.cfg.Cmdline)...), " ")
 		}
 	}
 	return nil
+}
+
+// defaultWords are what the default guest is told. Its kernel's messages are of
+// no interest to who only wants a guest, errors that its drivers get over
+// included; a loglevel given by --cmdline comes later, and counts.
+func (r *run) defaultWords() []string {
+	words := []string{"quiet", "loglevel=3"}
+	if r.onTerminal() {
+		words = append(words, "disco.shell")
+	}
+	return words
 }
 
 // check reports all that is wrong with the command line together.

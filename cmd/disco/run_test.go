@@ -119,10 +119,10 @@ func TestDefaults(t *testing.T) {
 	}
 	c := w.built
 	if c.Kernel != w.env["DISCO_KERNEL"] || c.Initrd != w.env["DISCO_INITRD"] || c.CPUs != min(2, runtime.NumCPU()) ||
-		c.Memory != 512<<20 || !reflect.DeepEqual(c.Nets, []vmm.Net{{}}) || c.Cmdline != "" || c.Grace != vmm.DefaultGrace {
+		c.Memory != 512<<20 || !reflect.DeepEqual(c.Nets, []vmm.Net{{}}) || c.Cmdline != "quiet loglevel=3" || c.Grace != vmm.DefaultGrace {
 		t.Errorf("got %+v", c)
 	}
-	want := fmt.Sprintf("disco: disco run --kernel %s --initrd %s --cpus %d --memory 512M --net user --host auto\n", c.Kernel, c.Initrd, c.CPUs)
+	want := fmt.Sprintf("disco: disco run --kernel %s --initrd %s --cmdline 'quiet loglevel=3' --cpus %d --memory 512M --net user --host auto\n", c.Kernel, c.Initrd, c.CPUs)
 	if w.err.String() != want {
 		t.Errorf("it says %q, want %q", &w.err, want)
 	}

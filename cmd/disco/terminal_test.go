@@ -73,10 +73,10 @@ func TestHostTerminal(t *testing.T) {
 	if size := <-w.guest.sizes; size != [2]uint16{100, 40} {
 		t.Errorf("the guest's console is %v", size)
 	}
-	if w.built.Cmdline != "disco.shell" {
+	if w.built.Cmdline != "quiet loglevel=3 disco.shell" {
 		t.Errorf("kernel command line %q", w.built.Cmdline)
 	}
-	if !strings.Contains(w.err.String(), "--cmdline disco.shell ") || strings.Contains(w.err.String(), "ended") {
+	if !strings.Contains(w.err.String(), "--cmdline 'quiet loglevel=3 disco.shell' ") || strings.Contains(w.err.String(), "ended") {
 		t.Errorf("it says %s", &w.err)
 	}
 }
