@@ -1,0 +1,25 @@
+package vmm
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestCmdline(t *testing.T) {
+	const own = "console=ttyS0 console=hvc0 8250.nr_uarts=1 panic=-1 reboot=panic_warm"
+	for _, c := range []struct {
+		name string
+		cfg  Config
+		want string
+	}{
+		{"our own", Config{}, own},
+		{"added to", Config{Cmdline: "quiet a=b"}, own + " quiet a=b"},
+		{"replaced", Config{Cmdline: "quiet", CmdlineOnly: true}, "quiet"},
+		{"replaced by nothing", Config{CmdlineOnly: true}, ""},
+		{"serial", Config{Console: ConsoleSerial}, strings.Replace(own, " console=hvc0", "", 1)},
+	} {
+		if got := c.cfg.cmdline(); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
