@@ -215,11 +215,6 @@ func (l *link) write(bufs [][]byte) error {
 	return nil
 }
 
-var (
-	broadcast       = netip.AddrFrom4([4]byte{255, 255, 255, 255})
-	subnetBroadcast = netip.AddrFrom4([4]byte{10, 0, 2, 255})
-)
-
 // wanted says what a frame from the guest is, and whether the netstack should
 // see it. It answers to every address, so what it must not answer for ends here.
 func wanted(f []byte) (tcpip.NetworkProtocolNumber, bool) {
@@ -241,8 +236,8 @@ func wanted(f []byte) (tcpip.NetworkProtocolNumber, bool) {
 		to := netip.AddrFrom4(h.DestinationAddress().As4())
 		switch h.TransportProtocol() {
 		case header.TCPProtocolNumber, header.UDPProtocolNumber:
-			_, ok := target(to)
-			return protocol, ok || to == DNS || to == broadcast || to == subnetBroadcast
+			// What target refuses is told so, rather than left to wait.
+			return protocol, !to.IsMulticast()
 		case header.ICMPv4ProtocolNumber:
 			return protocol, to == Gateway || to == DNS
 		}

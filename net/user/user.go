@@ -104,7 +104,7 @@ type Net struct {
 
 // The bounds on what a guest may have under way.
 const (
-	maxConns   = 1024
+	maxConns   = 512
 	maxFlows   = 256
 	maxQueries = 64
 )
@@ -202,8 +202,8 @@ func (n *Net) configure() error {
 
 	// Buffers hold what the guest or the host is slow to take: enough for
 	// long segments in a row, not so much that many connections hurt.
-	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 512 << 10, Max: 1 << 20}
-	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 512 << 10, Max: 1 << 20}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 256 << 10, Max: 256 << 10}
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 256 << 10, Max: 256 << 10}
 	sack := tcpip.TCPSACKEnabled(true)
 	// Each connection is closed once, so nothing is gained by waiting long.
 	linger := tcpip.TCPTimeWaitTimeoutOption(2 * time.Second)

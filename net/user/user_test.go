@@ -235,13 +235,15 @@ func TestTCPRefused(t *testing.T) {
 		"169.254.169.254:80",
 	} {
 		at := netip.MustParseAddrPort(to)
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		c, err := gonet.DialContextTCP(ctx, g.stack, full(at.Addr(), at.Port()), ipv4.ProtocolNumber)
-		cancel()
 		if err == nil {
 			c.Close()
 			t.Errorf("%s takes connections", to)
+		} else if ctx.Err() != nil {
+			t.Errorf("%s does not refuse connections but lets them wait", to)
 		}
+		cancel()
 	}
 }
 
@@ -448,6 +450,8 @@ func next(t *testing.T, n *Net, soon time.Duration) []byte {
 	}
 	return nil
 }
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 const toAll = "\xff\xff\xff\xff\xff\xff"
 
