@@ -27,7 +27,8 @@
 // take 10 MB of memory; netstack itself takes 3.
 //
 // Not done here: IPv6, ICMP beyond answers to pings of 10.0.2.2 and 10.0.2.3,
-// more than one guest, names from the host's /etc/hosts.
+// more than one guest (two networks of one guest do not know of each other, and
+// have the same addresses), names from the host's /etc/hosts.
 package user
 
 import (
