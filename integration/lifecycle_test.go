@@ -30,7 +30,7 @@ func TestKVMOutcomes(t *testing.T) {
 		{name: "panic by pvpanic", guest: "panic", kind: vmm.Crashed, code: 1, reason: "panicked", screen: "panic: all is lost\n"},
 		{name: "panic by warm restart", guest: "reboot", cmdline: "magic=0x1234", kind: vmm.Crashed, code: 1, reason: "panicked", screen: "reboot: booted\n"},
 		{name: "triple fault", guest: "triple", kind: vmm.Crashed, code: 1, reason: "triple fault", screen: "triple: faulting\n"},
-		{name: "KVM gives up", guest: "unemulable", kind: vmm.Crashed, code: 1, reason: "emulat", screen: "unemulable: executing\n"},
+		{name: "KVM gives up", guest: "unemulable", kind: vmm.Crashed, code: 1, reason: "cannot emulate an instruction", screen: "unemulable: executing\n"},
 		{name: "debug exit", guest: "exitcode", cmdline: "code=5", kind: vmm.DebugExit, code: 11},
 		{name: "debug exit at QEMU's port", guest: "exitcode", cmdline: "code=0 port=0x501", kind: vmm.DebugExit, code: 1},
 		{name: "debug exit, largest", guest: "exitcode", cmdline: "code=0x7f", kind: vmm.DebugExit, code: 255},

@@ -39,7 +39,7 @@ main:
         cmp     %ebx, ticks
         jb      3b
         SAY     "timer: "
-        mov     ticks, %edi
+        mov     %rbx, %rdi              /* one more may have come by now */
         call    putdec
         SAY     " ticks\n"
         ret

@@ -6,6 +6,9 @@
 
 main:
         SAY     "unemulable: executing\n"
+        mov     %cr4, %rax
+        or      $0x200, %eax            /* OSFXSR: SSE is no undefined instruction */
+        mov     %rax, %cr4
         mov     $SPARE_ADDR, %ebx
         paddd   (%rbx), %xmm0
         FAIL    "unemulable: still running\n"
