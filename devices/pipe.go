@@ -8,12 +8,14 @@ import (
 
 // Pipe is a bounded buffer of bytes between a guest and the outside, with
 // backpressure both ways. The bytes of one caller of Put stay in order. All
-// methods may be called from many goroutines, and none allocates.
+// methods may be called from many goroutines, and none allocates but the first
+// Put.
 type Pipe struct {
 	mu     sync.Mutex
-	buf    []byte
-	head   int // index of the oldest byte
-	n      int // bytes held
+	size   int
+	buf    []byte // size bytes; nil before the first Put
+	head   int    // index of the oldest byte
+	n      int    // bytes held
 	closed bool
 
 	// Each holds a token when there may be bytes, or room. Who takes a token
@@ -22,10 +24,11 @@ type Pipe struct {
 	gone       chan struct{} // closed by Close
 }
 
-// NewPipe makes a Pipe that holds up to size bytes.
+// NewPipe makes a Pipe that holds up to size bytes. The memory is taken by the
+// first Put.
 func NewPipe(size int) *Pipe {
 	return &Pipe{
-		buf:  make([]byte, size),
+		size: size,
 		data: make(chan struct{}, 1),
 		room: make(chan struct{}, 1),
 		gone: make(chan struct{}),
@@ -40,7 +43,7 @@ func (p *Pipe) signal() {
 		default:
 		}
 	}
-	if p.n < len(p.buf) {
+	if p.n < p.size {
 		select {
 		case p.room <- struct{}{}:
 		default:
@@ -61,9 +64,9 @@ func (p *Pipe) Room() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return len(p.buf)
+		return p.size
 	}
-	return len(p.buf) - p.n
+	return p.size - p.n
 }
 
 // Put waits for room, puts as much of b as fits, and says how much that was: 0
@@ -87,9 +90,12 @@ func (p *Pipe) Put(b []byte, stop <-chan struct{}) int {
 func (p *Pipe) put(b []byte) (n int, closed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for !p.closed && n < len(b) && p.n < len(p.buf) {
-		tail := (p.head + p.n) % len(p.buf)
-		m := copy(p.buf[tail:min(len(p.buf), tail+len(p.buf)-p.n)], b[n:])
+	if p.buf == nil && len(b) > 0 {
+		p.buf = make([]byte, p.size)
+	}
+	for !p.closed && n < len(b) && p.n < p.size {
+		tail := (p.head + p.n) % p.size
+		m := copy(p.buf[tail:min(p.size, tail+p.size-p.n)], b[n:])
 		p.n += m
 		n += m
 	}
@@ -115,8 +121,8 @@ func (p *Pipe) TakeNow(b []byte) int {
 	defer p.mu.Unlock()
 	n := 0
 	for n < len(b) && p.n > 0 {
-		m := copy(b[n:], p.buf[p.head:min(len(p.buf), p.head+p.n)])
-		p.head = (p.head + m) % len(p.buf)
+		m := copy(b[n:], p.buf[p.head:min(p.size, p.head+p.n)])
+		p.head = (p.head + m) % p.size
 		p.n -= m
 		n += m
 	}
