@@ -108,7 +108,7 @@ func (b *backends) openNet(n Net, cfg *Config, log *slog.Logger) {
 }
 
 func (b *backends) openVsock(cfg *Config, log *slog.Logger) {
-	dev, err := vsock.New(vsock.Config{Path: cfg.Vsock, Log: log})
+	dev, err := vsock.New(vsock.Config{Path: cfg.Vsock})
 	if err != nil {
 		b.refusals = append(b.refusals, err)
 		return
