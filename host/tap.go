@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -11,13 +12,16 @@ func (h Host) tap() Finding {
 	fd, err := unix.Open(h.Tun, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		f.Status, f.Found = Warn, h.Tun+": "+cause(err)
-		f.Mend = "modprobe tun, and run as root; --net user needs neither"
+		f.Mend = "modprobe tun; --net user does without"
+		if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+			f.Mend = "run as root; --net user does without"
+		}
 		return f
 	}
 	unix.Close(fd)
 	if !netAdmin() {
 		f.Status, f.Found = Warn, "this process lacks CAP_NET_ADMIN"
-		f.Mend = "run as root, or setcap cap_net_admin+ep on the program; --net user needs neither"
+		f.Mend = "run as root, or setcap cap_net_admin+ep on the program; --net user does without"
 		return f
 	}
 	f.Status, f.Found = OK, h.Tun+" and CAP_NET_ADMIN"

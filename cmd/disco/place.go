@@ -32,10 +32,10 @@ func (r *run) place() (inLab bool, err error) {
 	if problems := r.labMissing(); problems != nil {
 		return false, &vmm.HostError{Err: errors.Join(append([]error{
 			fmt.Errorf("guests cannot run here: %s: %s; %s", missing.Name, missing.Found, missing.Mend),
-			errors.New("and the lab, which could run them, is not complete:"),
+			errors.New("the lab, which could run them, is not complete"),
 		}, problems...)...)}
 	}
-	fmt.Fprintf(r.stderr, "disco: %s: %s; running in the lab, which emulates a host (--host here insists)\n", missing.Name, missing.Found)
+	fmt.Fprintf(r.stderr, "disco: %s: %s; running in the lab, which emulates a host (see disco check; --host here insists)\n", missing.Name, missing.Found)
 	return true, nil
 }
 

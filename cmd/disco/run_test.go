@@ -58,7 +58,7 @@ func TestExitCodes(t *testing.T) {
 			w.guests = func() []host.Finding { return noKVM }
 			w.labMissing = func() []error { return []error{errors.New("lab: QEMU is absent"), errors.New("lab: kernel is absent")} }
 		}, 3, "disco: guests cannot run here: KVM: /dev/kvm: no such file or directory; modprobe\n" +
-			"disco: and the lab, which could run them, is not complete:\ndisco: lab: QEMU is absent\ndisco: lab: kernel is absent\n"},
+			"disco: the lab, which could run them, is not complete\ndisco: lab: QEMU is absent\ndisco: lab: kernel is absent\n"},
 		{"version", "version", nil, 0, ""},
 		{"help", "help", nil, 0, ""},
 		{"help of run", "run --help", nil, 0, ""},
