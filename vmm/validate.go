@@ -41,8 +41,9 @@ func (e *HostError) Error() string { return e.Err.Error() }
 // Unwrap gives the cause.
 func (e *HostError) Unwrap() error { return e.Err }
 
-// The length of sun_path in a sockaddr_un, less its final NUL (unix(7)).
-const maxSocketPath = 107
+// maxSocketPath is the length of sun_path in a sockaddr_un, less its final NUL
+// (unix(7)), less what the sockets of the guest's connections to the host add.
+const maxSocketPath = 107 - len("_4294967295")
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9._-]{0,64}$`)
 
@@ -300,7 +301,7 @@ func (v *validator) vsock(path string) {
 		return
 	}
 	if len(path) > maxSocketPath {
-		v.add("vsock %s: a UNIX socket's path has at most %d bytes, and this has %d", path, maxSocketPath, len(path))
+		v.add("vsock %s: its path can have at most %d bytes, and this has %d", path, maxSocketPath, len(path))
 		return
 	}
 	if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {

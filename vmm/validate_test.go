@@ -89,7 +89,7 @@ func TestValidate(t *testing.T) {
 		}},
 		{name: "many devices", change: func(_ *testing.T, c *Config) { c.Nets = slices.Repeat([]Net{{}}, 27) }, want: []string{"29 disks and network devices: a guest has at most 28"}},
 		{name: "console", change: func(_ *testing.T, c *Config) { c.Console = 7 }, want: []string{"console 7"}},
-		{name: "vsock long", change: func(_ *testing.T, c *Config) { c.Vsock = strings.Repeat("v", 108) }, want: []string{"at most 107 bytes, and this has 108"}},
+		{name: "vsock long", change: func(_ *testing.T, c *Config) { c.Vsock = strings.Repeat("v", 97) }, want: []string{"at most 96 bytes, and this has 97"}},
 		{name: "vsock folder", change: func(_ *testing.T, c *Config) { c.Vsock = "/nowhere/v" }, want: []string{"its folder does not exist"}},
 		{name: "timeout", change: func(_ *testing.T, c *Config) { c.Timeout = -time.Second }, want: []string{"timeout -1s"}},
 		{name: "grace", change: func(_ *testing.T, c *Config) { c.Grace = -time.Second }, want: []string{"grace -1s"}},
