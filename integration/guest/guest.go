@@ -28,6 +28,11 @@
 //	hello              what the guest sees: kernel=, cpus=, memory-kib=, disk=…, net=…, vsock-cid=…
 //	cpus               a thread pinned to each CPU in turn; cpus= ran=
 //	memory[=PERCENT]   fills that share of the free memory (default 50), checks it; bytes=
+//	load=SECONDS       every CPU computes and interrupts the others; load-hops= rescheduled= called=
+//	                   flushed=, and for each load-cpu= hops= ticks= (of its timer)
+//	traffic=SECONDS/DEV/ADDRESS:PORT/…
+//	                   writes DEV and reads it back while it exchanges data with echo servers,
+//	                   checks it all, and leaves PatternGuest; blocks= (of 256 KiB) bytes= (each server's)
 //	disk[=DEV]         checks that DEV (default vda) holds PatternHost, writes PatternGuest over
 //	                   it, flushes, and checks what it reads back; dev= bytes=
 //	disk-read[=DEV]    only checks that DEV holds PatternHost
@@ -35,6 +40,8 @@
 //	disk-zero[=DEV]    writes zeroes over DEV's first half and discards its second half by
 //	                   BLKZEROOUT and BLKDISCARD, and checks the zeroes
 //	net                DHCP on every Ethernet interface; net= mac= address= gateway=
+//	address=IF/ADDRESS/BITS
+//	                   gives an interface an address without DHCP
 //	http-get=URL       (after net) fetches URL, prints `http-body=LINE` for each line
 //	http-serve=PORT    (after net) prints `http-serve=PORT`, answers GET / with PageBody, and ends at GET /stop
 //	vsock-echo=PORT    prints `vsock-echo=PORT cid=N`, echoes one connection until its end; bytes=

@@ -25,14 +25,11 @@ func firstConsole() *os.File {
 // lastConsole moves to the console that the command line names last, once its
 // driver is there.
 func lastConsole(words []string) {
-	name := ""
+	name := "console"
 	for _, word := range words {
 		if value, ok := strings.CutPrefix(word, "console="); ok {
 			name, _, _ = strings.Cut(value, ",")
 		}
-	}
-	if name == "" {
-		return
 	}
 	for range 100 {
 		f, err := os.OpenFile("/dev/"+name, os.O_RDWR|unix.O_NOCTTY, 0)
@@ -61,7 +58,7 @@ func runShell() error {
 	if _, err := cmd.Wait(); err != nil {
 		return err
 	}
-	say("shell=/bin/sh end=exit")
+	say("shell=/bin/sh")
 	shell, err := os.StartProcess("/bin/busybox", []string{"-sh"}, &os.ProcAttr{
 		Dir:   "/root",
 		Env:   append(os.Environ(), "PATH=/bin", "HOME=/root", `PS1=\w # `),

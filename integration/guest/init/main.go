@@ -49,7 +49,9 @@ func main() {
 		}
 	}
 	if shell {
-		if err := runShell(); err != nil {
+		err := runShell()
+		lastConsole(words) // the end of the shell's session has hung up the old one
+		if err != nil {
 			say("warning=%s", oneLine(err))
 		}
 	}
@@ -63,11 +65,14 @@ var tasks = map[string]task{
 	"hello":         func(string, *buttons) error { return hello() },
 	"cpus":          func(string, *buttons) error { return tryCPUs() },
 	"memory":        func(arg string, _ *buttons) error { return tryMemory(arg) },
+	"load":          func(arg string, _ *buttons) error { return tryLoad(arg) },
+	"traffic":       func(arg string, _ *buttons) error { return tryTraffic(arg) },
 	"disk":          func(arg string, _ *buttons) error { return tryDisk(arg) },
 	"disk-read":     func(arg string, _ *buttons) error { return readDisk(arg) },
 	"disk-readonly": func(arg string, _ *buttons) error { return tryReadOnly(arg) },
 	"disk-zero":     func(arg string, _ *buttons) error { return zeroDisk(arg) },
 	"net":           func(string, *buttons) error { return configureNet() },
+	"address":       func(arg string, _ *buttons) error { return setAddress(arg) },
 	"http-get":      func(arg string, _ *buttons) error { return httpGet(arg) },
 	"http-serve":    func(arg string, _ *buttons) error { return httpServe(arg) },
 	"vsock-echo":    func(arg string, _ *buttons) error { return vsockEcho(arg) },

@@ -75,6 +75,22 @@ func configureNet() error {
 	return errors.Join(errs...)
 }
 
+// setAddress gives an interface an address by hand, INTERFACE/ADDRESS/BITS.
+func setAddress(arg string) error {
+	name, address, _ := strings.Cut(arg, "/")
+	for _, args := range [][]string{
+		{"ip", "addr", "add", address, "dev", name},
+		{"ip", "link", "set", name, "up"},
+	} {
+		if _, err := busybox(args...); err != nil {
+			return err
+		}
+	}
+	lease := "address=" + address + " gateway=none dns=none"
+	say("net=%s mac=%s %s", name, readText("/sys/class/net/"+name+"/address"), lease)
+	return os.WriteFile(leases+name, []byte(lease), 0o644)
+}
+
 func httpGet(url string) error {
 	if err := configureNet(); err != nil {
 		return err
