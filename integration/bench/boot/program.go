@@ -1,0 +1,123 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"disco/vmm/boot"
+)
+
+// Names of the programs that promises are about.
+const (
+	discoSerial  = "disco"
+	discoDefault = "disco, virtio console, --net user"
+	qemuMicrovm  = "qemu microvm"
+)
+
+// program is one way to boot the guest.
+type program struct {
+	name string
+	argv []string
+	env  []string
+	// report is where disco leaves its own counts.
+	report string
+	// memory is part of the name of the mapping of guest memory, or empty for any
+	// mapping of the guest's size.
+	memory string
+}
+
+// programs are what is measured, without those that only leaves out.
+func programs(a artefacts, dir string, only []string) []program {
+	mib := strconv.Itoa(guestMemory >> 20)
+	report := filepath.Join(dir, "report.json")
+	// The kernel that disco unpacks is kept where the other files are.
+	env := append(os.Environ(), "XDG_CACHE_HOME="+filepath.Join(dir, "cache"))
+	disco := func(name string, more ...string) program {
+		return program{
+			name: name, env: env, report: report, memory: "memfd:disco-",
+			argv: append([]string{a.disco, "run", "--host", "here", "--kernel", a.kernel, "--initrd", a.initrd,
+				"--cpus", "1", "--memory", mib + "M", "--report", report}, more...),
+		}
+	}
+	// No firmware tables are needed but ACPI's; what the guest would only probe and
+	// calibrate by is left out, and so are the option ROMs.
+	microvm := func(name, kernel string) program {
+		return program{name: name, argv: []string{a.qemu,
+			"-M", "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,accel=kvm", "-cpu", "host",
+			"-smp", "1", "-m", mib, "-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+			"-kernel", kernel, "-initrd", a.initrd, "-append", cmdline}}
+	}
+	all := []program{
+		disco(discoSerial, "--net", "none", "--console", "serial", "--cmdline-only", "--cmdline", cmdline),
+		microvm(qemuMicrovm, a.kernel),
+		{name: "gokvm", argv: []string{a.gokvm, "boot", "-k", a.kernel, "-i", a.initrd, "-m", mib + "M", "-c", "1", "-p", cmdline + gokvmWords}},
+		disco(discoDefault, "--cmdline", "quiet disco.task=poweroff"),
+		microvm("qemu microvm, unpacked kernel", a.vmlinux),
+	}
+	if len(only) == 0 {
+		return all
+	}
+	return slices.DeleteFunc(all, func(p program) bool {
+		return !slices.ContainsFunc(only, func(w string) bool { return strings.HasPrefix(p.name, w) })
+	})
+}
+
+// gokvmWords are what gokvm's guest needs besides: it is told of its devices by
+// nobody, and hangs or dies without these.
+const gokvmWords = " noapic noacpi pci=realloc=off virtio_pci.force_legacy=1"
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	st, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, st.Mode().Perm())
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if e := out.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// unpack writes the ELF in the bzImage at from, for the program that cannot
+// unpack it by itself.
+func unpack(to, from string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	k, err := boot.ParseKernel(from, f, st.Size())
+	if err != nil {
+		return err
+	}
+	if !k.Packed() {
+		return fmt.Errorf("kernel %s: a bzImage is needed", from)
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	err = k.Unpack(out)
+	if e := out.Close(); err == nil {
+		err = e
+	}
+	return err
+}
