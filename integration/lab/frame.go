@@ -3,6 +3,7 @@ package lab
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -46,6 +47,9 @@ const (
 	window = 256 << 10
 )
 
+// errProtocol is the other end's breach of the protocol.
+var errProtocol = errors.New("lab protocol")
+
 type frame struct {
 	kind    kind
 	stream  stream
@@ -71,13 +75,13 @@ func readFrame(r *bufio.Reader, buf *[]byte) (frame, error) {
 	size := binary.LittleEndian.Uint32(h[4:])
 	switch {
 	case f.kind == 0 || f.kind >= kindEnd:
-		return frame{}, fmt.Errorf("lab protocol: frame of unknown kind %d", h[0])
+		return frame{}, fmt.Errorf("%w: frame of unknown kind %d", errProtocol, h[0])
 	case f.stream >= streams:
-		return frame{}, fmt.Errorf("lab protocol: frame for unknown stream %d", h[1])
+		return frame{}, fmt.Errorf("%w: frame for unknown stream %d", errProtocol, h[1])
 	case h[2] != 0 || h[3] != 0:
-		return frame{}, fmt.Errorf("lab protocol: reserved bytes are %#x %#x, not zero", h[2], h[3])
+		return frame{}, fmt.Errorf("%w: reserved bytes are %#x %#x, not zero", errProtocol, h[2], h[3])
 	case size > maxPayload:
-		return frame{}, fmt.Errorf("lab protocol: frame of %d bytes, more than %d", size, maxPayload)
+		return frame{}, fmt.Errorf("%w: frame of %d bytes, more than %d", errProtocol, size, maxPayload)
 	}
 	b := (*buf)[:0]
 	for len(b) < int(size) {
@@ -103,7 +107,7 @@ func readFrame(r *bufio.Reader, buf *[]byte) (frame, error) {
 // numbers decodes a payload that is n uint32.
 func (f frame) numbers(n int) ([]uint32, error) {
 	if len(f.payload) != 4*n {
-		return nil, fmt.Errorf("lab protocol: frame of kind %d has %d bytes, not %d", f.kind, len(f.payload), 4*n)
+		return nil, fmt.Errorf("%w: frame of kind %d has %d bytes, not %d", errProtocol, f.kind, len(f.payload), 4*n)
 	}
 	v := make([]uint32, n)
 	for i := range v {

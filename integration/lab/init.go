@@ -139,12 +139,12 @@ func (i *labInit) handle(f frame) (bool, error) {
 	case kindStart:
 		var s startFrame
 		if err := json.Unmarshal(f.payload, &s); err != nil {
-			return false, fmt.Errorf("lab protocol: start: %w", err)
+			return false, fmt.Errorf("%w: start: %w", errProtocol, err)
 		}
 		select {
 		case i.start <- s:
 		default:
-			return false, errors.New("lab protocol: started twice")
+			return false, fmt.Errorf("%w: started twice", errProtocol)
 		}
 	case kindSignal:
 		n, err := f.numbers(1)
@@ -166,7 +166,7 @@ func (i *labInit) handle(f frame) (bool, error) {
 			_ = pty.Setsize(i.master, &pty.Winsize{Cols: uint16(n[0]), Rows: uint16(n[1])})
 		}
 	default:
-		return false, fmt.Errorf("lab protocol: kind %d is not for the lab", f.kind)
+		return false, fmt.Errorf("%w: kind %d is not for the lab", errProtocol, f.kind)
 	}
 	return true, nil
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -48,13 +49,15 @@ func (l *link) sendNumbers(k kind, s stream, numbers ...uint32) error {
 	return l.send(k, s, b)
 }
 
+var errTooLong = errors.New("command line and environment are too long")
+
 func (l *link) sendJSON(k kind, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
 	if len(b) > maxPayload {
-		return fmt.Errorf("command line and environment are %d bytes, more than %d", len(b), maxPayload)
+		return fmt.Errorf("%w: %d bytes, at most %d", errTooLong, len(b), maxPayload)
 	}
 	return l.send(k, 0, b)
 }
@@ -135,10 +138,10 @@ func (b *inbox) put(p []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(p) > b.room {
-		return fmt.Errorf("lab protocol: stream %d: %d bytes came, %d were granted", b.stream, len(p), b.room)
+		return fmt.Errorf("%w: stream %d: %d bytes came, %d were granted", errProtocol, b.stream, len(p), b.room)
 	}
 	if b.err != nil {
-		return fmt.Errorf("lab protocol: stream %d: %d bytes came after its end", b.stream, len(p))
+		return fmt.Errorf("%w: stream %d: %d bytes came after its end", errProtocol, b.stream, len(p))
 	}
 	b.room -= len(p)
 	b.buf.Write(p)
@@ -203,7 +206,7 @@ func (b *outbox) grant(n uint32) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if n > window || b.room+int(n) > window {
-		return fmt.Errorf("lab protocol: stream %d: credit of %d over a window of %d", b.stream, n, window)
+		return fmt.Errorf("%w: stream %d: credit of %d over a window of %d", errProtocol, b.stream, n, window)
 	}
 	b.room += int(n)
 	b.granted.Broadcast()

@@ -144,8 +144,8 @@ func (s *session) waitEnd() {
 }
 
 func (s *session) died(err error) error {
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
-		return fmt.Errorf("lab: %w", err)
+	if errors.Is(err, errProtocol) {
+		return err
 	}
 	stuck := &stuckError{why: "ended before its command ran", stage: s.stage}
 	if !s.running {
@@ -162,10 +162,10 @@ func (s *session) handle(f frame) (*exitFrame, error) {
 	case kindHello:
 		var h helloFrame
 		if err := json.Unmarshal(f.payload, &h); err != nil {
-			return nil, fmt.Errorf("lab protocol: hello: %w", err)
+			return nil, fmt.Errorf("%w: hello: %w", errProtocol, err)
 		}
 		if h.Version != protocolVersion {
-			return nil, fmt.Errorf("lab protocol: the lab's init speaks version %d, not %d", h.Version, protocolVersion)
+			return nil, fmt.Errorf("%w: the lab's init speaks version %d, not %d", errProtocol, h.Version, protocolVersion)
 		}
 		s.enter("init")
 		return nil, s.begin()
@@ -186,11 +186,11 @@ func (s *session) handle(f frame) (*exitFrame, error) {
 	case kindExit:
 		var e exitFrame
 		if err := json.Unmarshal(f.payload, &e); err != nil {
-			return nil, fmt.Errorf("lab protocol: exit: %w", err)
+			return nil, fmt.Errorf("%w: exit: %w", errProtocol, err)
 		}
 		return &e, nil
 	default:
-		return nil, fmt.Errorf("lab protocol: kind %d is not for the host", f.kind)
+		return nil, fmt.Errorf("%w: kind %d is not for the host", errProtocol, f.kind)
 	}
 	return nil, nil
 }
@@ -210,13 +210,12 @@ func (s *session) begin() error {
 	if t := s.o.TTY; t != nil {
 		start.TTY, start.Cols, start.Rows = true, t.Cols, t.Rows
 	}
-	if err := s.link.sendJSON(kindStart, start); err != nil {
-		return fmt.Errorf("lab: %w", err)
+	// A link that is broken is reported by serve.
+	if err := s.link.sendJSON(kindStart, start); errors.Is(err, errTooLong) {
+		return &UsageError{[]error{err}}
 	}
 	for st, w := range map[stream]io.Writer{stdout: s.o.Stdout, stderr: s.o.Stderr} {
-		if err := s.link.in[st].open(); err != nil {
-			return fmt.Errorf("lab: %w", err)
-		}
+		_ = s.link.in[st].open()
 		s.sent.Go(func() { s.copyOut(w, s.link.in[st]) })
 	}
 	return nil

@@ -1,0 +1,157 @@
+package lab
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// withNote returns an ELF image with one note segment.
+func withNote(name string, kind uint32, desc []byte) []byte {
+	var note bytes.Buffer
+	for _, v := range []uint32{uint32(len(name) + 1), uint32(len(desc)), kind} {
+		_ = binary.Write(&note, binary.LittleEndian, v)
+	}
+	note.WriteString(name + "\x00")
+	for note.Len()%4 != 0 {
+		note.WriteByte(0)
+	}
+	note.Write(desc)
+	var b bytes.Buffer
+	_ = binary.Write(&b, binary.LittleEndian, elf.Header64{
+		Ident:   [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:    uint16(elf.ET_EXEC),
+		Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+	})
+	_ = binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_NOTE), Off: 120, Filesz: uint64(note.Len()), Memsz: uint64(note.Len())})
+	b.Write(note.Bytes())
+	return b.Bytes()
+}
+
+func TestBootsByPVH(t *testing.T) {
+	whole := withNote("Xen", 18, make([]byte, 4))
+	for name, c := range map[string]struct {
+		image []byte
+		want  bool
+	}{
+		"entry":         {whole, true},
+		"other note":    {withNote("Xen", 1, make([]byte, 4)), false},
+		"other owner":   {withNote("GNU", 18, make([]byte, 4)), false},
+		"cut short":     {whole[:len(whole)-3], false},
+		"length beyond": {append(append([]byte(nil), whole[:120]...), 4, 0, 0, 0, 255, 255, 255, 255, 18, 0, 0, 0, 'X', 'e', 'n', 0, 0, 0, 0, 0), false},
+		"no ELF":        {[]byte("MZ"), false},
+	} {
+		if got := bootsByPVH(bytes.NewReader(c.image)); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func TestKeepDropsWhatIsOld(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cache")
+	src := filepath.Join(t.TempDir(), "src")
+	if err := os.WriteFile(src, []byte("kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, name := range []string{"vmlinux-1", "vmlinux-2"} {
+		if err := keep(f, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != "vmlinux-2" {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, "vmlinux-2")); string(b) != "kernel" {
+		t.Errorf("kept: %q", b)
+	}
+}
+
+// program returns an ELF header with one segment of a type.
+func program(t *testing.T, machine elf.Machine, segment elf.ProgType) string {
+	t.Helper()
+	b := withNote("x", 0, nil)
+	binary.LittleEndian.PutUint16(b[18:], uint16(machine))
+	binary.LittleEndian.PutUint32(b[64:], uint32(segment))
+	path := filepath.Join(t.TempDir(), "init")
+	if err := os.WriteFile(path, b, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestPrerequisitesNameThemselvesAndTheirMend(t *testing.T) {
+	none := t.TempDir()
+	t.Setenv("PATH", none)
+	t.Setenv("HOME", none)
+	t.Setenv("XDG_DATA_HOME", none)
+	for _, v := range []string{"DISCO_QEMU", "DISCO_LAB_KERNEL", "DISCO_LAB_MODULES"} {
+		t.Setenv(v, "")
+	}
+	static := program(t, elf.EM_X86_64, elf.PT_LOAD)
+	check := func(name string, problems []error, want ...[]string) {
+		t.Helper()
+		if len(problems) != len(want) {
+			t.Errorf("%s: %q, want %d", name, problems, len(want))
+			return
+		}
+		for i, p := range problems {
+			for _, w := range append(want[i], "lab: ") {
+				if !strings.Contains(p.Error(), w) || strings.Contains(p.Error(), "\n") {
+					t.Errorf("%s: %q, want %q in one line", name, p, w)
+				}
+			}
+		}
+	}
+	_, problems := locate(static)
+	check("nothing there", problems,
+		[]string{"qemu-system-x86_64", "apt-get install qemu-system-x86", "DISCO_QEMU"},
+		[]string{"vmlinuz", "make lab", "DISCO_LAB_KERNEL"},
+		[]string{"modules", "make lab", "DISCO_LAB_MODULES"})
+
+	for _, v := range []string{"DISCO_QEMU", "DISCO_LAB_KERNEL", "DISCO_LAB_MODULES"} {
+		t.Setenv(v, filepath.Join(none, "absent"))
+	}
+	_, problems = locate(static)
+	check("variables that name nothing", problems,
+		[]string{"DISCO_QEMU=", "absent"}, []string{"DISCO_LAB_KERNEL=", "absent"}, []string{"DISCO_LAB_MODULES=", "absent"})
+
+	t.Setenv("DISCO_QEMU", static)
+	t.Setenv("DISCO_LAB_KERNEL", static)
+	t.Setenv("DISCO_LAB_MODULES", none)
+	_, problems = locate(program(t, elf.EM_X86_64, elf.PT_INTERP))
+	check("a dynamic init", problems, []string{"dynamically", "CGO_ENABLED=0"})
+	_, problems = locate(program(t, elf.EM_AARCH64, elf.PT_LOAD))
+	check("another machine's init", problems, []string{"AARCH64", "GOARCH=amd64"})
+	a, problems := locate(static)
+	check("all there", problems)
+	if want := (artefacts{static, static, none, static}); a != want {
+		t.Errorf("found %+v, want %+v", a, want)
+	}
+}
+
+func TestUserFolderHasArtefacts(t *testing.T) {
+	data := t.TempDir()
+	t.Setenv("DISCO_LAB_KERNEL", "")
+	t.Setenv("XDG_DATA_HOME", data)
+	want := filepath.Join(data, "disco", "lab", "vmlinuz")
+	if err := os.MkdirAll(filepath.Dir(want), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(want, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := find("vmlinuz", "DISCO_LAB_KERNEL", "kernel", os.FileMode.IsRegular); err != nil || got != want {
+		t.Errorf("%s, %v", got, err)
+	}
+}
