@@ -16,7 +16,6 @@ package vmm
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -42,8 +41,10 @@ type Guest struct {
 	clock    clock
 
 	mu      sync.Mutex
-	machine *machine // the current one
-	killed  *Outcome // an end that was asked for before or between machines
+	machine *machine      // the current one, or nil between two
+	turn    chan struct{} // closed when machine changes
+	killed  *Outcome      // an end that was asked for
+	pressed bool          // the power button, between two machines
 	report  Report
 	closed  bool
 }
@@ -62,7 +63,7 @@ func New(cfg Config) (_ *Guest, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	g := &Guest{cfg: cfg, log: log, history: &history{w: cfg.Stdout}}
+	g := &Guest{cfg: cfg, log: log, history: &history{w: cfg.Stdout}, turn: make(chan struct{})}
 	g.clock.begin()
 	defer func() {
 		if err != nil {
@@ -121,11 +122,10 @@ func (g *Guest) Run(ctx context.Context) (Outcome, error) {
 				return g.finish(m, e.outcome), nil
 			}
 			g.log.Info("the guest restarts")
-			next, done, err := g.restart(m)
-			if err != nil || done != nil {
-				return g.finish(m, *done), err
+			var err error
+			if m, err = g.restart(m); err != nil {
+				return g.conclude(Outcome{Kind: Killed, Code: ExitHost, Reason: err.Error()}), err
 			}
-			m = next
 		case <-timeout:
 			m.end(ending{outcome: Outcome{Kind: TimedOut, Code: ExitTimeout, Reason: "the guest was still running after " + g.cfg.Timeout.String()}})
 		case <-asked:
@@ -141,39 +141,33 @@ func (g *Guest) Run(ctx context.Context) (Outcome, error) {
 	}
 }
 
-// restart ends machine m and starts its successor. done is an end that was
-// asked for meanwhile.
-func (g *Guest) restart(m *machine) (next *machine, done *Outcome, err error) {
+// restart ends machine m and starts its successor.
+func (g *Guest) restart(m *machine) (*machine, error) {
 	m.halt()
 	g.account(m)
-	none := Outcome{Kind: Killed, Code: ExitHost}
+	g.setMachine(nil)
 	if err := m.close(); err != nil {
-		return nil, &none, &HostError{err}
+		return nil, &HostError{err}
 	}
-	next, err = g.build()
+	next, err := g.build()
 	if err != nil {
-		g.setMachine(nil)
-		return nil, &none, err
+		return nil, err
 	}
-	if done := g.setMachine(next); done != nil {
-		return nil, done, nil
-	}
+	g.setMachine(next)
 	next.start()
-	return next, nil, nil
+	return next, nil
 }
 
-func (g *Guest) setMachine(m *machine) (killed *Outcome) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.machine = m
-	return g.killed
-}
-
-// finish stops the machine, gives its output a moment to drain and completes
-// the report.
+// finish stops the machine and concludes.
 func (g *Guest) finish(m *machine, o Outcome) Outcome {
 	m.halt()
 	g.account(m)
+	return g.conclude(o)
+}
+
+// conclude gives the console's output a moment to drain and completes the
+// report. No machine runs any more.
+func (g *Guest) conclude(o Outcome) Outcome {
 	g.out.Close()
 	if o.Kind == Crashed {
 		o.LastLines = g.history.lines()
@@ -184,96 +178,15 @@ func (g *Guest) finish(m *machine, o Outcome) Outcome {
 	return o
 }
 
-// Kill ends the guest at once. Run returns with kind Killed.
-func (g *Guest) Kill(reason string) {
-	o := Outcome{Kind: Killed, Code: ExitPoweredOff, Reason: reason}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.killed = &o
-	if g.machine != nil {
-		g.machine.end(ending{outcome: o})
-	}
-}
-
-// PressPowerButton asks the guest to power off, as a person would.
-func (g *Guest) PressPowerButton() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.machine != nil {
-		g.machine.pressPowerButton()
-	}
-}
-
-// ResizeConsole tells the guest the size of its terminal in characters.
-func (g *Guest) ResizeConsole(cols, rows uint16) {
-	if c := g.backends.console; c != nil {
-		c.Resize(cols, rows)
-	}
-}
-
-// feed carries input to the console. A Read under way when the guest ends stays
-// until its reader returns.
-func (g *Guest) feed() {
-	buf := make([]byte, 4<<10)
-	for {
-		n, err := g.cfg.Stdin.Read(buf)
-		if n > 0 {
-			if _, err := g.input(buf[:n]); err != nil {
-				return
-			}
-		}
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				g.log.Warn("console input", "err", err)
-			}
-			return
-		}
-	}
-}
-
-func (g *Guest) input(p []byte) (int, error) {
-	if c := g.backends.console; c != nil {
-		return c.Input(p)
-	}
-	for done := 0; ; {
-		g.mu.Lock()
-		m, closed := g.machine, g.closed
-		g.mu.Unlock()
-		if closed || m == nil {
-			return done, io.ErrClosedPipe
-		}
-		n, err := m.serial.Input(p[done:])
-		done += n
-		if err == nil {
-			return done, nil
-		}
-		if !g.await(m) {
-			return done, err
-		}
-	}
-}
-
-// await waits until machine m has been replaced by another, and says whether it
-// was.
-func (g *Guest) await(m *machine) bool {
-	for range 100 {
-		time.Sleep(50 * time.Millisecond)
-		g.mu.Lock()
-		now, closed := g.machine, g.closed
-		g.mu.Unlock()
-		if now != m {
-			return now != nil && !closed
-		}
-	}
-	return false
-}
-
 // Close ends the guest if it runs, and frees all that New opened. Closing twice
 // is harmless.
 func (g *Guest) Close() error {
 	g.mu.Lock()
 	m, closed := g.machine, g.closed
 	g.machine, g.closed = nil, true
+	if !closed {
+		close(g.turn)
+	}
 	g.mu.Unlock()
 	if closed {
 		return nil
