@@ -225,7 +225,7 @@ func (r *run) fill() error {
 	if r.cfg.Initrd == "" {
 		r.cfg.Initrd = initrd
 		if !r.cfg.CmdlineOnly {
-			r.cfg.Cmdline = strings.Join(append(r.defaultWords(), strings.Fields(r.cfg.Cmdline)...), " ")
+			r.cfg.Cmdline = strings.TrimSpace(r.defaultWords() + " " + r.cfg.Cmdline)
 		}
 	}
 	return nil
@@ -234,10 +234,10 @@ func (r *run) fill() error {
 // defaultWords are what the default guest is told. Its kernel's messages are of
 // no interest to who only wants a guest, errors that its drivers get over
 // included; a loglevel given by --cmdline comes later, and counts.
-func (r *run) defaultWords() []string {
-	words := []string{"quiet", "loglevel=3"}
+func (r *run) defaultWords() string {
+	const words = "quiet loglevel=3"
 	if r.onTerminal() {
-		words = append(words, "disco.shell")
+		return words + " disco.shell"
 	}
 	return words
 }
