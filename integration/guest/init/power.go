@@ -69,12 +69,15 @@ func kernelPanic() error {
 func spin() error {
 	say("spinning=%d", runtime.NumCPU())
 	for range runtime.NumCPU() - 1 {
-		go func() {
-			for {
-			}
-		}()
+		go count()
 	}
-	for {
+	count()
+	return nil
+}
+
+// count does not end within anybody's patience.
+func count() {
+	for n := uint64(1); n != 0; n++ {
 	}
 }
 
