@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -231,6 +233,22 @@ func TestKVMBadConfig(t *testing.T) {
 	var bad *vmm.ConfigError
 	if !errors.As(err, &bad) || len(bad.Problems) != 3 {
 		t.Errorf("got %v, want three problems", err)
+	}
+}
+
+// TestKVMNoRoom: what does not fit in memory beside the kernel is told in one
+// line, and the half-built guest is taken down once.
+func TestKVMNoRoom(t *testing.T) {
+	cfg, _ := config(t, "hello", "")
+	cfg.Memory = vmm.MinMemory
+	cfg.Initrd = filepath.Join(t.TempDir(), "initrd")
+	if err := os.WriteFile(cfg.Initrd, make([]byte, vmm.MinMemory-4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := vmm.New(cfg)
+	var bad *vmm.ConfigError
+	if !errors.As(err, &bad) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got %v, want one line of a *vmm.ConfigError", err)
 	}
 }
 

@@ -86,7 +86,10 @@ func build(sys *kvm.System, cfg *Config, k *image, out *devices.Output, function
 	if err := m.createVCPUs(sys, cfg.CPUs); err != nil {
 		return nil, err
 	}
-	return m, m.load(cfg, k)
+	if err := m.load(cfg, k); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // plug puts the devices on the buses.
