@@ -36,8 +36,8 @@ func TestKVMOutcomes(t *testing.T) {
 		{name: "debug exit", guest: "exitcode", cmdline: "code=5", kind: vmm.DebugExit, code: 11},
 		{name: "debug exit at QEMU's port", guest: "exitcode", cmdline: "code=0 port=0x501", kind: vmm.DebugExit, code: 1},
 		{name: "debug exit, largest", guest: "exitcode", cmdline: "code=0x7f", kind: vmm.DebugExit, code: 255},
-		{name: "timeout while it runs", guest: "spin", timeout: 50 * time.Millisecond, kind: vmm.TimedOut, code: 124, reason: "50ms", screen: "spin: spinning\n"},
-		{name: "timeout while it halts", guest: "halt", timeout: 50 * time.Millisecond, kind: vmm.TimedOut, code: 124, reason: "50ms", screen: "halt: halted\n"},
+		{name: "timeout while it runs", guest: "spin", timeout: 500 * time.Millisecond, kind: vmm.TimedOut, code: 124, reason: "500ms", screen: "spin: spinning\n"},
+		{name: "timeout while it halts", guest: "halt", timeout: 500 * time.Millisecond, kind: vmm.TimedOut, code: 124, reason: "500ms", screen: "halt: halted\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg, screen := config(t, tt.guest, tt.cmdline)
