@@ -119,7 +119,8 @@ func (d *Device) WriteConfig(offset uint64, p []byte) {
 	}
 }
 
-// Start runs a worker for each direction.
+// Start runs a worker for each direction. Linux reads the window size only when
+// it is told of a change, so a size known beforehand is told as one.
 func (d *Device) Start(_ uint64, queues []*virtio.Queue) error {
 	d.stop, d.queues = make(chan struct{}), queues
 	if q := queues[queueReceive]; q != nil {
@@ -127,6 +128,9 @@ func (d *Device) Start(_ uint64, queues []*virtio.Queue) error {
 	}
 	if q := queues[queueTransmit]; q != nil {
 		d.workers.Go(func() { d.transmit(q, d.stop) })
+	}
+	if f := d.changed.Load(); d.size.Load() != 0 && f != nil {
+		(*f)()
 	}
 	return nil
 }

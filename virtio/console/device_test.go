@@ -179,6 +179,23 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// TestSizeBeforeTheDriver: a driver that reads the size at changes only has one
+// to read it at.
+func TestSizeBeforeTheDriver(t *testing.T) {
+	for _, size := range []uint16{0, 40} {
+		dev := New(devices.NewOutput(io.Discard))
+		defer dev.Close()
+		changes := 0
+		dev.OnResize(func() { changes++ })
+		dev.Resize(size, size)
+		changes = 0
+		virtiotest.Start(t, dev, virtiotest.Options{})
+		if want := min(int(size), 1); changes != want {
+			t.Errorf("a driver that starts at size %d is told of %d changes, want %d", size, changes, want)
+		}
+	}
+}
+
 func TestMisbehaviour(t *testing.T) {
 	for q := range 2 {
 		dev, _ := newConsole(t, io.Discard)
