@@ -6,9 +6,10 @@ import (
 	"sync"
 )
 
+// A Linux panic with its registers and call trace, on each of two consoles.
 const (
-	historyBytes = 8 << 10
-	historyLines = 20
+	historyBytes = 16 << 10
+	historyLines = 120
 )
 
 // history passes a guest's console output on, untouched, and keeps the end of
