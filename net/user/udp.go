@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -156,12 +155,6 @@ func receive(c *net.UDPConn, pass func(p []byte)) error {
 		return err
 	}
 	return fault
-}
-
-// clients are the flows of one forward, by who sent to it.
-type clients struct {
-	mu    sync.Mutex
-	flows map[netip.AddrPort]*flow
 }
 
 // listenUDP carries datagrams to a port of the host into the guest.

@@ -26,27 +26,22 @@ type Capability = gokvm.Capability
 
 // Capabilities that the monitor asks for by name.
 const (
-	CapIRQChip           = gokvm.CapIRQChip
-	CapUserMemory        = gokvm.CapUserMemory
-	CapNRVCPUs           = gokvm.CapNRVCPUS
-	CapMPState           = gokvm.CapMPState
-	CapSyncMMU           = gokvm.CapSyncMMU
-	CapIRQRouting        = gokvm.CapIRQRouting
-	CapIRQFD             = gokvm.CapIRQFD
-	CapIOEventFD         = gokvm.CapIOEventFD
-	CapTSCDeadline       = Capability(72)
-	CapMaxVCPUs          = Capability(66)
-	CapSignalMSI         = Capability(77)
-	CapSplitIRQChip      = Capability(121)
-	CapIOEventFDAnyLen   = Capability(122)
-	CapX2APICAPI         = Capability(129)
-	CapImmediateExit     = Capability(136)
-	CapBinaryStats       = Capability(203)
-	CapX86DisableExits   = Capability(143)
-	CapSetTSSAddr        = gokvm.CapSetTSSAddr
-	CapSetIdentityMap    = gokvm.CapSetIdentityMapAddr
-	CapExtendedCPUID     = gokvm.CapEXTCPUID
-	CapInternalErrorData = gokvm.CapInternalErrorData
+	CapUserMemory      = gokvm.CapUserMemory
+	CapMPState         = gokvm.CapMPState
+	CapSyncMMU         = gokvm.CapSyncMMU
+	CapIRQRouting      = gokvm.CapIRQRouting
+	CapIRQFD           = gokvm.CapIRQFD
+	CapIOEventFD       = gokvm.CapIOEventFD
+	CapTSCDeadline     = Capability(72)
+	CapMaxVCPUs        = Capability(66)
+	CapSignalMSI       = Capability(77)
+	CapSplitIRQChip    = Capability(121)
+	CapIOEventFDAnyLen = Capability(122)
+	CapX2APICAPI       = Capability(129)
+	CapImmediateExit   = Capability(136)
+	CapBinaryStats     = Capability(203)
+	CapX86DisableExits = Capability(143)
+	CapExtendedCPUID   = gokvm.CapEXTCPUID
 )
 
 // System is an open /dev/kvm.

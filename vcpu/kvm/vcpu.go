@@ -18,26 +18,6 @@ type (
 	MSR        = gokvm.MSREntry
 )
 
-// FPU is struct kvm_fpu.
-type FPU struct {
-	FPR        [8][16]uint8
-	FCW, FSW   uint16
-	FTWX, _    uint8
-	LastOpcode uint16
-	LastIP     uint64
-	LastDP     uint64
-	XMM        [16][16]uint8
-	MXCSR, _   uint32
-}
-
-// Values of MPState (KVM api §4.38).
-const (
-	MPRunnable      = gokvm.MPStateRunnable
-	MPUninitialized = gokvm.MPStateUninitialized
-	MPInitReceived  = gokvm.MPStateInitReceived
-	MPHalted        = gokvm.MPStateHalted
-)
-
 // VCPU is one KVM vCPU. KVM serializes what is done to it: a call from another
 // thread while it runs waits until it leaves Run.
 type VCPU struct {
@@ -96,9 +76,6 @@ func (c *VCPU) Sregs() (*Sregs, error) {
 // SetSregs writes what Sregs reads.
 func (c *VCPU) SetSregs(r *Sregs) error { return c.do("KVM_SET_SREGS", reqSetSregs, unsafe.Pointer(r)) }
 
-// SetFPU writes the x87 and SSE state.
-func (c *VCPU) SetFPU(f *FPU) error { return c.do("KVM_SET_FPU", reqSetFPU, unsafe.Pointer(f)) }
-
 const maxMSRs = 64
 
 type msrTable struct {
@@ -122,45 +99,6 @@ func (c *VCPU) SetMSRs(msrs []MSR) error {
 		return fmt.Errorf("KVM_SET_MSRS: KVM does not take MSR %#x", msrs[n].Index)
 	}
 	return nil
-}
-
-// MSRs reads the registers named by the Index of each entry into its Data.
-func (c *VCPU) MSRs(msrs []MSR) error {
-	if len(msrs) > maxMSRs {
-		return fmt.Errorf("KVM_GET_MSRS: %d entries, at most %d", len(msrs), maxMSRs)
-	}
-	t := &msrTable{n: uint32(len(msrs))}
-	copy(t.entries[:], msrs)
-	n, err := callPtr(c.fd, reqGetMSRs, unsafe.Pointer(t))
-	if err != nil {
-		return fmt.Errorf("KVM_GET_MSRS: %w", err)
-	}
-	if int(n) < len(msrs) {
-		return fmt.Errorf("KVM_GET_MSRS: KVM does not know MSR %#x", msrs[n].Index)
-	}
-	copy(msrs, t.entries[:n])
-	return nil
-}
-
-// MPState is KVM_GET_MP_STATE.
-func (c *VCPU) MPState() (uint32, error) {
-	s := &gokvm.MPState{}
-	err := c.do("KVM_GET_MP_STATE", reqGetMPState, unsafe.Pointer(s))
-	return s.State, err
-}
-
-// SetMPState is KVM_SET_MP_STATE.
-func (c *VCPU) SetMPState(state uint32) error {
-	return c.do("KVM_SET_MP_STATE", reqSetMPState, unsafe.Pointer(&gokvm.MPState{State: state}))
-}
-
-// TSCKHz is the frequency of the vCPU's time-stamp counter in kHz.
-func (c *VCPU) TSCKHz() (int, error) {
-	n, err := call(c.fd, reqGetTSCKHz, 0)
-	if err != nil {
-		return 0, fmt.Errorf("KVM_GET_TSC_KHZ: %w", err)
-	}
-	return int(n), nil
 }
 
 // Run is KVM_RUN (KVM api §4.10): it lets the guest run on the calling thread

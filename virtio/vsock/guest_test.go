@@ -258,11 +258,11 @@ type peers struct {
 }
 
 type peer struct {
-	received, forwarded      uint32
-	sent, hostBuf, hostFwd   uint32
-	waiting                  []byte
-	hostClosed, closed, told bool
-	toldFwd                  uint32
+	received, forwarded    uint32
+	sent, hostBuf, hostFwd uint32
+	waiting                []byte
+	hostClosed, closed     bool
+	toldFwd                uint32
 }
 
 const peerBuf = 32 << 10
