@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 
-GO_STATIC   := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w"
+GO_STATIC   := CGO_ENABLED=0 go build -buildvcs=auto -trimpath -ldflags "-s -w"
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 FUZZTIME ?= 10s
