@@ -15,6 +15,7 @@ import (
 
 // hello prints what the guest sees.
 func hello() error {
+	say("hello from a Linux guest, which sees:")
 	say("kernel=%s", readText("/proc/sys/kernel/osrelease"))
 	say("cpus=%d online=%s", runtime.NumCPU(), readText("/sys/devices/system/cpu/online"))
 	say("memory-kib=%d", memInfo("MemTotal"))
