@@ -1,6 +1,6 @@
 module disco
 
-go 1.26.8
+go 1.26.3
 
 require (
 	github.com/bobuhiro11/gokvm v0.0.8-0.20231003020000-f53faca69d28
