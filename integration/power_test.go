@@ -14,10 +14,13 @@ func TestLabReboot(t *testing.T) {
 	const size = 1 << 20
 	report := filepath.Join(t.TempDir(), "report.json")
 	mark, data := testDisk(t, "mark", size), testDisk(t, "data", size)
-	l := bootGuest(t, "net,disk-read=vdb,reboot-once=vda,disk=vdb",
+	l := bootGuest(t, "cpus,net,disk-read=vdb,reboot-once=vda,disk=vdb",
 		"--cpus", "1", "--memory", "256M", "--disk", mark, "--disk", data, "--report", report)
 	l.ends(0)
-	l.did("net", "disk-read", "reboot-once", "disk")
+	l.did("cpus", "net", "disk-read", "reboot-once", "disk")
+	if got := l.number("cpus"); got != 1 {
+		t.Errorf("%d CPUs, want 1", got)
+	}
 	if n := strings.Count(l.console.String(), guest.Marker); n != 2 {
 		t.Errorf("it started %d times, want 2, %s", n, l.stood())
 	}
