@@ -32,7 +32,8 @@
 //	                   flushed=, and for each load-cpu= hops= ticks= (of its timer)
 //	traffic=SECONDS/DEV/ADDRESS:PORT/…
 //	                   writes DEV and reads it back while it exchanges data with echo servers,
-//	                   checks it all, and leaves PatternGuest; blocks= (of 256 KiB) bytes= (each server's)
+//	                   checks it all, and leaves PatternGuest; blocks= (of 256 KiB)
+//	                   bytes= (each server's) traffic-retransmitted= (TCP segments)
 //	disk[=DEV]         checks that DEV (default vda) holds PatternHost, writes PatternGuest over
 //	                   it, flushes, and checks what it reads back; dev= bytes=
 //	disk-read[=DEV]    only checks that DEV holds PatternHost

@@ -69,6 +69,7 @@ func tryTraffic(arg string) error {
 		})
 	}
 	echoed := make([]uint64, len(words)-2)
+	again := retransmitted()
 	for i, to := range words[2:] {
 		all.Go(func() {
 			n, err := exchange(to, uint32(i), end)
@@ -87,10 +88,34 @@ func tryTraffic(arg string) error {
 	for i, to := range words[2:] {
 		say("traffic-net=%s bytes=%d", to, echoed[i])
 	}
+	say("traffic-retransmitted=%d", retransmitted()-again)
 	if err := disk.Sync(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// retransmitted is how many TCP segments this guest has sent again: frames that
+// were lost, or acknowledged late.
+func retransmitted() uint64 {
+	var names []string
+	for line := range strings.Lines(readText("/proc/net/snmp")) {
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0] != "Tcp:" {
+			continue
+		}
+		if names == nil {
+			names = words
+			continue
+		}
+		for i, name := range names {
+			if name == "RetransSegs" && i < len(words) {
+				n, _ := strconv.ParseUint(words[i], 10, 64)
+				return n
+			}
+		}
+	}
+	return 0
 }
 
 // churn writes and reads back, piece by piece and past the page cache, the part
