@@ -15,14 +15,14 @@ import (
 	"disco/vmm/boot"
 )
 
-// The modules of the three steps of the lab's start; see Init.
-var moduleSteps = []struct {
+// moduleFolders are the modules of each folder, with which go those that they need.
+var moduleFolders = []struct {
 	dir   string
 	names []string
 }{
 	{portModules, []string{"virtio_pci", "virtio_console"}},
-	{rootModules, []string{"9pnet_virtio", "9p", "overlay"}},
-	{restModules, []string{"virtio_net", "tun", "bridge", "kvm_amd"}},
+	{rootModules, []string{"9pnet_virtio", "9p", "overlay", "virtio_net"}},
+	{restModules, []string{"kvm_amd", "tun", "bridge"}},
 }
 
 // memoryFile returns an empty file that no folder names, so that nothing is left
@@ -59,20 +59,12 @@ func writeInitrd(f io.Writer, a artefacts) error {
 	if err := w.Device("dev/console", 0o600, 5, 1); err != nil {
 		return err
 	}
-	packed := make(map[string]bool)
-	for _, step := range moduleSteps {
-		all, err := initramfs.ResolveModules(a.modules, step.names...)
+	for _, folder := range moduleFolders {
+		files, err := initramfs.ResolveModules(a.modules, folder.names...)
 		if err != nil {
 			return err
 		}
-		var files []string
-		for _, file := range all {
-			if !packed[file] {
-				packed[file] = true
-				files = append(files, file)
-			}
-		}
-		if err := w.Modules(step.dir, files); err != nil {
+		if err := w.Modules(folder.dir, files); err != nil {
 			return err
 		}
 	}

@@ -61,11 +61,11 @@ func labKernel() bool {
 	return false
 }
 
-// The folders of modules in the initramfs, in the order in which they are loaded.
+// The folders of modules in the initramfs.
 const (
 	portModules = "/modules/port" // what the protocol needs
-	rootModules = "/modules/root" // what the root filesystem needs
-	restModules = "/modules/rest"
+	rootModules = "/modules/root" // what the root filesystem and the network need, after those
+	restModules = "/modules/rest" // the others; they are loaded beside all that comes before the command
 )
 
 func initLab() error {
@@ -74,6 +74,8 @@ func initLab() error {
 			return fmt.Errorf("mount %s: %w", m.at, err)
 		}
 	}
+	rest := make(chan error, 1)
+	go func() { rest <- insmod.LoadAll(restModules) }()
 	if err := insmod.LoadAll(portModules); err != nil {
 		return err
 	}
@@ -90,7 +92,7 @@ func initLab() error {
 
 	// The host is gone when the port ends: nothing here is of use to anyone.
 	ended := make(chan error, 1)
-	go func() { ended <- i.run() }()
+	go func() { ended <- i.run(rest) }()
 	select {
 	case err := <-ended:
 		return err
@@ -173,14 +175,11 @@ func (i *labInit) handle(f frame) (bool, error) {
 
 func (i *labInit) stage(name string) { _ = i.link.send(kindStage, 0, []byte(name)) }
 
-func (i *labInit) run() error {
+func (i *labInit) run(rest <-chan error) error {
 	i.stage("loading kernel modules")
 	if err := insmod.LoadAll(rootModules); err != nil {
 		return i.exit(exitFrame{Error: err.Error()})
 	}
-	rest := make(chan error, 1)
-	go func() { rest <- insmod.LoadAll(restModules) }()
-
 	s := <-i.start
 	if err := i.prepare(&s, rest); err != nil {
 		return i.exit(exitFrame{Error: err.Error()})

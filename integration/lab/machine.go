@@ -54,7 +54,7 @@ func qemuArguments(o *Options, fd descriptors) []string {
 		"-name", "disco-lab",
 		"-machine", "pc,usb=off,vmport=off,hpet=off,smbus=off",
 		"-accel", "tcg,thread=multi",
-		"-cpu", "max,+svm,+npt,-la57",
+		"-cpu", "max,+svm,+npt,-la57,-erms,-fsrm",
 		"-smp", fmt.Sprintf("%d,sockets=%d,cores=%d,threads=1", o.CPUs, o.Nodes, cpus),
 		"-m", fmt.Sprintf("%dM", perNode*uint64(o.Nodes)),
 	}
