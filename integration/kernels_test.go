@@ -48,8 +48,8 @@ func vmlinux(t testing.TB, pvh bool) string {
 // TestLabVmlinux boots an ELF kernel by its own entry point, and has the guest
 // ignore its power button: it is killed when the grace period is over.
 func TestLabVmlinux(t *testing.T) {
-	l := bootGuest(t, "hello,hang", "--kernel", vmlinux(t, false), "--initrd", guestInitrd(t),
-		"--cpus", "1", "--memory", "256M", "--net", "none", "--grace", "2s")
+	l := disco(t, "run", "--host", "here", "--kernel", vmlinux(t, false), "--initrd", guestInitrd(t),
+		"--cmdline", "quiet disco.task=hello,hang", "--cpus", "1", "--memory", "256M", "--net", "none", "--grace", "2s").start()
 	l.says(guest.Prefix + "hanging=1")
 	pressed := time.Now()
 	if err := l.cmd.Process.Signal(unix.SIGTERM); err != nil {
