@@ -122,5 +122,6 @@ func (k *bzImage) load(g *guest, r io.ReaderAt) (uint64, error) {
 	if err := g.claim("its code", k.pref, k.initSize); err != nil {
 		return 0, err
 	}
-	return k.pref, g.copyIn("its code", k.pref, r, k.start, k.size)
+	g.add(k.pref, r, k.start, k.size)
+	return k.pref, g.fill("its code")
 }

@@ -191,11 +191,9 @@ func (k *elfImage) load(g *guest, r io.ReaderAt) error {
 		}
 	}
 	for _, s := range k.segments {
-		if err := g.copyIn("its code", s.phys, r, s.off, s.fileSize); err != nil {
-			return err
-		}
+		g.add(s.phys, r, s.off, s.fileSize)
 	}
-	return nil
+	return g.fill("its code")
 }
 
 var errTruncated = errors.New("is truncated")

@@ -5,12 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"disco/memory"
 )
 
-// copyBuffer is how many bytes of a file are in the monitor's own memory at a time.
-const copyBuffer = 256 << 10
+const (
+	// copyBuffer is how many bytes of a file each copier has in the monitor's own
+	// memory at a time.
+	copyBuffer = 64 << 10
+	// copyUnit is what a copier takes on at once: a huge page, so that no two
+	// copiers wait for the same one to be cleared.
+	copyUnit = 2 << 20
+	// maxCopiers is the largest number of copiers. What they wait for is mostly
+	// memory, of which a few have all there is.
+	maxCopiers = 4
+)
 
 // span is a claimed part of guest memory.
 type span struct {
@@ -25,7 +37,16 @@ type guest struct {
 	w    io.WriterAt
 	ram  []memory.Range
 	used []span
-	buf  []byte
+	todo []piece  // what fill copies
+	bufs [][]byte // one for each copier
+}
+
+// piece is a part of a file and where it goes, in claimed memory.
+type piece struct {
+	start uint64
+	r     io.ReaderAt
+	off   int64
+	size  int64
 }
 
 // fits says whether [start, start+size) is wholly in one range of RAM.
@@ -104,16 +125,55 @@ func (g *guest) write(what string, at uint64, p []byte) error {
 
 var zeroPage [pageSize]byte
 
-// copyIn writes n bytes of r from off to claimed memory at start. Pages of
-// zeros are not written: guest memory begins as zeros, and a kernel is almost
-// half zeros.
-func (g *guest) copyIn(what string, start uint64, r io.ReaderAt, off, n int64) error {
-	if g.buf == nil {
-		g.buf = make([]byte, copyBuffer)
-	}
+// add has fill copy n bytes of r from off to claimed memory at start.
+func (g *guest) add(start uint64, r io.ReaderAt, off, n int64) {
 	for n > 0 {
-		p := g.buf[:min(n, copyBuffer)]
-		if m, err := r.ReadAt(p, off); m < len(p) {
+		m := min(n, copyUnit-int64(start%copyUnit))
+		g.todo = append(g.todo, piece{start, r, off, m})
+		start += uint64(m)
+		off += m
+		n -= m
+	}
+}
+
+// fill copies what was added, all of it parts of the named thing, by several
+// copiers at once: fresh guest memory is cleared by the kernel as it is touched,
+// which takes longer than the copying.
+func (g *guest) fill(what string) error {
+	copiers := min(maxCopiers, runtime.GOMAXPROCS(0), len(g.todo))
+	for len(g.bufs) < copiers {
+		g.bufs = append(g.bufs, make([]byte, copyBuffer))
+	}
+	var next atomic.Int64
+	errs := make([]error, copiers)
+	var done sync.WaitGroup
+	for c := range copiers {
+		done.Go(func() {
+			for errs[c] == nil {
+				i := int(next.Add(1)) - 1
+				if i >= len(g.todo) {
+					return
+				}
+				errs[c] = g.copyIn(what, g.todo[i], g.bufs[c])
+			}
+		})
+	}
+	done.Wait()
+	g.todo = g.todo[:0]
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyIn copies one piece. Pages of zeros are not written: guest memory begins as
+// zeros, and a kernel is almost half zeros.
+func (g *guest) copyIn(what string, c piece, buf []byte) error {
+	for c.size > 0 {
+		p := buf[:min(c.size, copyBuffer)]
+		if m, err := c.r.ReadAt(p, c.off); m < len(p) {
 			if err == nil || errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
@@ -124,7 +184,7 @@ func (g *guest) copyIn(what string, start uint64, r io.ReaderAt, off, n int64) e
 				to = min(to+pageSize, len(p))
 			}
 			if to > from {
-				if err := g.write(what, start+uint64(from), p[from:to]); err != nil {
+				if err := g.write(what, c.start+uint64(from), p[from:to]); err != nil {
 					return err
 				}
 			}
@@ -132,9 +192,9 @@ func (g *guest) copyIn(what string, start uint64, r io.ReaderAt, off, n int64) e
 				to = min(to+pageSize, len(p))
 			}
 		}
-		start += uint64(len(p))
-		off += int64(len(p))
-		n -= int64(len(p))
+		c.start += uint64(len(p))
+		c.off += int64(len(p))
+		c.size -= int64(len(p))
 	}
 	return nil
 }

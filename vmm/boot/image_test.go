@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync"
 	"testing"
 
 	"disco/memory"
@@ -91,7 +92,9 @@ func parse(t testing.TB, image []byte) *Kernel {
 // sparse is guest memory of any size. It refuses writes outside RAM and counts
 // the bytes written.
 type sparse struct {
-	ram     []memory.Range
+	ram []memory.Range
+
+	mu      sync.Mutex
 	pages   map[uint64]*[pageSize]byte
 	written int
 }
@@ -109,6 +112,8 @@ func (m *sparse) WriteAt(p []byte, off int64) (int, error) {
 	if !ok {
 		return 0, fmt.Errorf("write of %d bytes at %#x, outside RAM", len(p), a)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.written += len(p)
 	for n := 0; n < len(p); {
 		page := m.pages[(a+uint64(n))/pageSize]

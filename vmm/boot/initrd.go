@@ -26,7 +26,8 @@ func putInitrd(g *guest, r io.ReaderAt, n int64, limit uint64, high bool) (initr
 	if !ok {
 		return initrd{}, g.noRoom(rd.size, limit, high)
 	}
-	return rd, g.copyIn("the initrd", rd.start, r, 0, n)
+	g.add(rd.start, r, 0, n)
+	return rd, g.fill("the initrd")
 }
 
 // noRoom says why an initrd of n bytes has no place and how much memory gives it one.

@@ -3,7 +3,7 @@
 //
 // It is pure: kernels and initrds come in through an io.ReaderAt, and guest
 // memory is an io.WriterAt whose offsets are guest-physical addresses. Files
-// are streamed through one small buffer, never held whole.
+// are streamed through a few small buffers, never held whole.
 //
 // Everything in a file is taken for hostile: nothing is written outside RAM or
 // over what the loader itself put there, whatever the headers say.

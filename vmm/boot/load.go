@@ -27,7 +27,7 @@ type Params struct {
 	Kernel   *Kernel
 	Protocol Protocol
 	// Initrd is an initrd of InitrdSize bytes, or nil for none. It is read by
-	// Load only and stays the caller's.
+	// Load only, from several goroutines, and stays the caller's.
 	Initrd     io.ReaderAt
 	InitrdSize int64
 	Cmdline    string // the whole of it
@@ -56,8 +56,9 @@ type Entry struct {
 // tables, the page tables, the GDT and the ACPI tables to guest memory, and
 // returns how the boot CPU begins.
 //
-// The offset of w is the guest-physical address. All RAM must be zero
-// beforehand: zeros are not written. After an error, what was written is
+// The offset of w is the guest-physical address. Several goroutines write at
+// once, each to places of its own. All RAM must be zero beforehand: zeros are
+// not written. After an error, what was written is
 // undefined, but nothing outside p.RAM is. An error names what does not fit
 // and, where there is one, the flag that mends it.
 func (p *Params) Load(w io.WriterAt) (Entry, error) {

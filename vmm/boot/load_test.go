@@ -299,7 +299,22 @@ func TestLoadWriteError(t *testing.T) {
 	}
 }
 
-// TestLoadStreams holds Load to one small buffer, whatever it loads.
+// TestLoadPieces loads more than one copier takes at once, from and to places
+// that are not aligned.
+func TestLoadPieces(t *testing.T) {
+	const phys, size = 16<<20 + 0x1230, 5<<20 + 77
+	want := make([]byte, size)
+	pattern{size}.ReadAt(want, 0)
+	m, _ := load(t, &Params{Kernel: parse(t, makeELF(phys, 0, seg{phys: phys, data: want})), RAM: RAM(64 << 20), Initrd: pattern{size}, InitrdSize: size})
+	if !bytes.Equal(m.at(phys, size), want) {
+		t.Error("the kernel's bytes differ")
+	}
+	if !bytes.Equal(m.at(uint64(m.u32(zeroPageAt+hdrInitrdAddr)), size), want) {
+		t.Error("the initrd's bytes differ")
+	}
+}
+
+// TestLoadStreams holds Load to small buffers, whatever it loads.
 func TestLoadStreams(t *testing.T) {
 	k := parse(t, makeELF(16<<20, 0, seg{phys: 16 << 20, data: bytes.Repeat([]byte("k"), 8<<20)}))
 	p := Params{Kernel: k, RAM: RAM(1 * gib), CPUs: 254, Initrd: pattern{64 << 20}, InitrdSize: 64 << 20}
