@@ -34,8 +34,9 @@ import (
 // What the guest is given, whoever runs it.
 const (
 	guestMemory = 256 << 20
-	// cmdline has nothing that only one of the programs needs. The guest powers
-	// off after its first line, where the program lets it.
+	// cmdline has nothing that only one of the programs needs; what gokvm needs
+	// comes after it. The guest powers off after its first line, where the program
+	// lets it.
 	cmdline = "console=ttyS0 quiet disco.task=poweroff"
 	// watchdog is how long a guest may take to its first line.
 	watchdog = 60 * time.Second
@@ -225,7 +226,7 @@ func setting() string {
 		where = "a lab"
 		caution = "\nThe lab's CPU is emulated: only ratios of times mean anything, and counts."
 	}
-	return fmt.Sprintf("Boots of one kernel and initrd with 1 CPU and %d MiB, in turns, on %s with Linux %s.%s\nKernel command line: %s",
+	return fmt.Sprintf("Boots of one kernel and initrd with 1 CPU and %d MiB, in turns, on %s with Linux %s.%s\nKernel command line: %s (gokvm's has more words, which it needs)",
 		guestMemory>>20, where, unix.ByteSliceToString(u.Release[:]), caution, cmdline)
 }
 
