@@ -17,6 +17,7 @@ var mayImport = map[string][]string{
 	"devices/pci":                  {"devices"},
 	"disk":                         {},
 	"net/frame":                    {},
+	"numa":                         {},
 	"net/tap":                      {"net/frame"},
 	"net/user":                     {"net/frame"},
 	"virtio":                       {"memory", "memory/arena", "devices", "devices/pci"},
