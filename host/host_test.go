@@ -3,7 +3,6 @@ package host
 import (
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -19,44 +18,19 @@ func tree(files map[string]string) fstest.MapFS {
 	return m
 }
 
-// twoNodes is the sysfs of a host with two sockets and a node without CPUs.
-var twoNodes = map[string]string{
-	"sys/devices/system/node/online":          "0-2\n",
-	"sys/devices/system/node/has_cpu":         "0-1\n",
+// withNodes is the sysfs of a host with two sockets and a node without CPUs.
+var withNodes = map[string]string{
+	"sys/devices/system/cpu/online":           "0-3\n",
+	"sys/devices/system/node/online":          "0-1,10\n",
 	"sys/devices/system/node/node0/cpulist":   "0-1\n",
 	"sys/devices/system/node/node0/distance":  "10 21 30\n",
 	"sys/devices/system/node/node0/meminfo":   "Node 0 MemTotal:        1572864 kB\nNode 0 MemFree:         1000000 kB\n",
 	"sys/devices/system/node/node1/cpulist":   "2-3\n",
 	"sys/devices/system/node/node1/distance":  "21 10 30\n",
-	"sys/devices/system/node/node1/meminfo":   "Node 1 MemTotal:        1572864 kB\n",
+	"sys/devices/system/node/node1/meminfo":   "Node 1 MemTotal:        1572864 kB\nNode 1 MemFree:         1000000 kB\n",
 	"sys/devices/system/node/node10/cpulist":  "\n",
 	"sys/devices/system/node/node10/distance": "30 30 10\n",
-	"sys/devices/system/node/node10/meminfo":  "Node 10 MemTotal:       4194304 kB\n",
-}
-
-func TestNodes(t *testing.T) {
-	got, err := Host{Root: tree(twoNodes)}.Nodes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []Node{
-		{0, "0-1", 1536 << 20, []int{10, 21, 30}},
-		{1, "2-3", 1536 << 20, []int{21, 10, 30}},
-		{10, "", 4096 << 20, []int{30, 30, 10}},
-	}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
-}
-
-func TestNodesBroken(t *testing.T) {
-	const dir = "sys/devices/system/node/node0/"
-	for name, text := range map[string]string{"distance": "ten", "meminfo": "Node 0 MemTotal: lots kB"} {
-		files := map[string]string{dir + "cpulist": "0", dir + "distance": "10", dir + "meminfo": "", dir + name: text}
-		if n, err := (Host{Root: tree(files)}).Nodes(); err == nil {
-			t.Errorf("%s %q: got %+v, want an error", name, text, n)
-		}
-	}
+	"sys/devices/system/node/node10/meminfo":  "Node 10 MemTotal:       4194304 kB\nNode 10 MemFree:        4000000 kB\n",
 }
 
 func TestFiles(t *testing.T) {
@@ -68,14 +42,25 @@ func TestFiles(t *testing.T) {
 		found  string
 		mend   string
 	}{
-		{"two sockets", twoNodes, Host.numa, OK,
+		{"two sockets", withNodes, Host.numa, OK,
 			"3 nodes; node 0: CPUs 0-1, 1536 MiB, distances 10 21 30; node 1: CPUs 2-3, 1536 MiB, distances 21 10 30; node 10: CPUs none, 4096 MiB, distances 30 30 10", ""},
 		{"one node", map[string]string{
-			"sys/devices/system/node/node0/cpulist":  "0-7",
-			"sys/devices/system/node/node0/distance": "10",
-			"sys/devices/system/node/node0/meminfo":  "Node 0 MemTotal: 1048576 kB",
+			"sys/devices/system/cpu/online":          "0-7\n",
+			"sys/devices/system/node/online":         "0\n",
+			"sys/devices/system/node/node0/cpulist":  "0-7\n",
+			"sys/devices/system/node/node0/distance": "10\n",
+			"sys/devices/system/node/node0/meminfo":  "Node 0 MemTotal: 1048576 kB\nNode 0 MemFree: 1024 kB\n",
 		}, Host.numa, OK, "1 node; node 0: CPUs 0-7, 1024 MiB", ""},
-		{"no sysfs", nil, Host.numa, Warn, "no nodes in /sys", "CONFIG_NUMA"},
+		{"kernel without NUMA", map[string]string{
+			"sys/devices/system/cpu/online": "0-7\n",
+			"proc/meminfo":                  "MemTotal: 1048576 kB\nMemFree: 1024 kB\n",
+		}, Host.numa, Warn, "1 node for the whole machine, as its kernel has no NUMA; node 0: CPUs 0-7, 1024 MiB", "CONFIG_NUMA"},
+		{"broken node", map[string]string{
+			"sys/devices/system/cpu/online":         "0\n",
+			"sys/devices/system/node/online":        "0\n",
+			"sys/devices/system/node/node0/cpulist": "zero\n",
+		}, Host.numa, Warn, `/sys/devices/system/node/node0/cpulist: "zero"`, "mount sysfs"},
+		{"no sysfs", nil, Host.numa, Warn, "/sys/devices/system/cpu/online: ", "mount sysfs"},
 
 		{"ept", map[string]string{"sys/module/kvm_intel/parameters/ept": "Y\n"}, Host.paging, OK, "yes, ept of kvm_intel", ""},
 		{"npt", map[string]string{"sys/module/kvm_amd/parameters/npt": "1\n"}, Host.paging, OK, "yes, npt of kvm_amd", ""},
