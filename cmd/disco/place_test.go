@@ -101,3 +101,15 @@ func TestBeyondLab(t *testing.T) {
 		t.Errorf("a link out of the folder: exit code %d: %s", code, &w.err)
 	}
 }
+
+// A guest in the lab is told to keep its ticks, before what the person says.
+func TestTicksInTheLab(t *testing.T) {
+	w := newWorld(t)
+	w.env[lab.InLab] = "1"
+	if code := w.disco("run", "--cmdline", "nohz=on", "--host", "here"); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &w.err)
+	}
+	if got := w.built.Cmdline; got != "quiet loglevel=3 nohz=off nohz=on" {
+		t.Errorf("kernel command line %q", got)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"disco/integration/lab"
 	"disco/vmm"
 )
 
@@ -211,6 +212,10 @@ func (r *run) start(ctx context.Context, bare bool) error {
 // fill puts the default guest and network in cfg. The error says that the
 // default guest is needed and absent.
 func (r *run) fill() error {
+	if r.getenv(lab.InLab) != "" && !r.cfg.CmdlineOnly {
+		// docs/decisions/004-ticks-in-the-lab.md
+		r.cfg.Cmdline = strings.TrimSpace("nohz=off " + r.cfg.Cmdline)
+	}
 	if len(r.cfg.Nets) == 0 && !r.noNet {
 		r.cfg.Nets = []vmm.Net{{Kind: vmm.NetUser}}
 	}

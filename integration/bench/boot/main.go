@@ -37,7 +37,7 @@ const (
 	// cmdline has nothing that only one of the programs needs; what gokvm needs
 	// comes after it. The guest powers off after its first line, where the program
 	// lets it.
-	cmdline = "console=ttyS0 quiet disco.task=poweroff"
+	cmdline = "console=ttyS0 quiet nohz=off disco.task=poweroff"
 	// watchdog is how long a guest may take to its first line.
 	watchdog = 60 * time.Second
 )
