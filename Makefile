@@ -51,12 +51,12 @@ test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
 .PHONY: test-lab
 test-lab: build guest lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
-	@scripts/ring lab timeout 900 bin/disco lab $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLab' -test.timeout 10m
+	@scripts/ring lab timeout -k 20 900 bin/disco lab $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLab' -test.timeout 10m
 
 .PHONY: bench-boot
 bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, in the lab
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/bench/ ./integration/bench/boot github.com/bobuhiro11/gokvm
-	@timeout 1200 bin/disco lab $(ARGS) -- build/bench/boot
+	@timeout -k 20 1200 bin/disco lab $(ARGS) -- build/bench/boot
 	@go run ./integration/bench/plot build/bench/boot.json
 
 .PHONY: fuzz
