@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strconv"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 
 	"disco/integration/lab"
 	"disco/vmm"
@@ -42,7 +45,7 @@ run or found; 2 if the command line is wrong; 3 if this host lacks something, or
 the lab did not start in two tries; 1 if the lab died while the command ran; 124
 if the command was still running after --timeout.`
 
-func labCommand() *cobra.Command {
+func labCommand(w *world) *cobra.Command {
 	var (
 		o        lab.Options
 		timeout  time.Duration
@@ -66,7 +69,6 @@ func labCommand() *cobra.Command {
 			if problems != nil {
 				return &lab.UsageError{Problems: append(problems, o.Check()...)}
 			}
-			w := &world{stdin: c.InOrStdin(), stdout: c.OutOrStdout(), stderr: c.ErrOrStderr(), runLab: lab.Run}
 			ctx := c.Context()
 			if timeout > 0 {
 				var cancel context.CancelFunc
@@ -136,6 +138,12 @@ func (w *world) enterLab(ctx context.Context, o lab.Options) error {
 			return fmt.Errorf("terminal: %w", err)
 		}
 		defer t.Close()
+		if err := verbatim(t.fd); err != nil {
+			return fmt.Errorf("terminal: %w", err)
+		}
+		if f, ok := w.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			o.Stderr = &returning{w.stderr}
+		}
 		o.TTY = &lab.TTY{}
 		o.TTY.Cols, o.TTY.Rows = t.size()
 		sizes := make(chan lab.WindowSize, 1)
@@ -161,4 +169,25 @@ func (w *world) enterLab(ctx context.Context, o lab.Options) error {
 		return err
 	}
 	return &exitError{vmm.ExitCrashed, err}
+}
+
+// verbatim makes a terminal show bytes as they come: those of a command in the lab
+// have been through the lab's own terminal.
+func verbatim(fd int) error {
+	mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	mode.Oflag &^= unix.OPOST
+	return unix.IoctlSetTermios(fd, unix.TCSETS, mode)
+}
+
+// returning writes lines for a terminal that shows bytes as they come.
+type returning struct{ w io.Writer }
+
+func (r *returning) Write(p []byte) (int, error) {
+	if _, err := r.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }

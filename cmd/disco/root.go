@@ -99,7 +99,7 @@ func newRoot(w *world) *cobra.Command {
 	root.SetCompletionCommandGroupID("program")
 	for group, commands := range map[string][]*cobra.Command{
 		"guests":  {newRun(w).command()},
-		"machine": {labCommand(), checkCommand(w)},
+		"machine": {labCommand(w), checkCommand(w)},
 		"program": {versionCommand()},
 	} {
 		for _, c := range commands {

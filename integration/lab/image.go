@@ -115,6 +115,9 @@ func unpackedKernel(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	if !kernel.Packed() {
+		if !bootsByPVH(f) {
+			return nil, fmt.Errorf("kernel %s: an ELF that QEMU cannot start: give its bzImage, or one built with CONFIG_PVH", f.Name())
+		}
 		return nil, nil
 	}
 	h := sha256.New()

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"unicode"
@@ -60,6 +61,16 @@ func (j *journal) last(n int) []string {
 		all = append(all[:len(all):len(all)], printable(string(j.partial)))
 	}
 	return append([]string(nil), all[max(0, len(all)-n):]...)
+}
+
+// cause returns the kernel's own word for why it died, or nothing.
+func (j *journal) cause() string {
+	for _, line := range slices.Backward(j.last(journalLines)) {
+		if _, why, found := strings.Cut(line, "Kernel panic - not syncing: "); found {
+			return why
+		}
+	}
+	return ""
 }
 
 // printable drops what a terminal would obey: the console's bytes come from a

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -95,10 +96,11 @@ func lines(problems []error) string {
 	return strings.Join(s, "\n")
 }
 
-// ParseForward reads "tcp:HOST:LAB", two ports.
+// ParseForward reads "tcp:HOST:LAB", two ports. Its errors say how to write one, and
+// leave naming s to the caller.
 func ParseForward(s string) (Forward, error) {
 	bad := func(why string) (Forward, error) {
-		return Forward{}, fmt.Errorf("forward %q: %s; write tcp:HOSTPORT:LABPORT", s, why)
+		return Forward{}, errors.New(why + "; write tcp:HOSTPORT:LABPORT")
 	}
 	part := strings.Split(s, ":")
 	if len(part) != 3 {

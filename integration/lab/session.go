@@ -13,20 +13,26 @@ import (
 	"time"
 )
 
-// stuckError is a lab that did not come to run its command, through no fault of the
-// command or of this host that can be told.
+// stuckError is a lab that got stuck or died, through no fault of the command or of
+// this host that can be told.
 type stuckError struct {
-	why   string   // "did not start within 60s"
-	stage string   // what it did last
-	lines []string // the kernel's last
+	why     string // "did not start within 60s"
+	stage   string // what it did last
+	running bool   // the command ran
+	journal *journal
 }
 
 func (e *stuckError) Error() string {
-	s := fmt.Sprintf("it %s; it stood at: %s", e.why, e.stage)
-	if len(e.lines) == 0 {
+	s := "it " + e.why
+	if cause := e.journal.cause(); cause != "" {
+		s += " (kernel panic: " + cause + ")"
+	}
+	s += "; it stood at: " + e.stage
+	lines := e.journal.last(shownLines)
+	if len(lines) == 0 {
 		return s + "; its kernel had said nothing"
 	}
-	return s + "; its kernel's last lines:\n    " + strings.Join(e.lines, "\n    ")
+	return s + "; its kernel's last lines:\n    " + strings.Join(lines, "\n    ")
 }
 
 // session is one machine, and the command in it.
@@ -88,7 +94,10 @@ func run(ctx context.Context, o *Options, m machine) (exitFrame, error) {
 		if f := m.failure(); f != nil {
 			return e, &HostError{[]error{fmt.Errorf("lab: QEMU: %w", f)}}
 		}
-		stuck.lines = s.journal.last(shownLines)
+		stuck.journal = s.journal
+		if stuck.running {
+			return e, fmt.Errorf("lab: %s", stuck.Error()) // not to be tried again
+		}
 	}
 	return e, err
 }
@@ -147,13 +156,10 @@ func (s *session) died(err error) error {
 	if errors.Is(err, errProtocol) {
 		return err
 	}
-	stuck := &stuckError{why: "ended before its command ran", stage: s.stage}
-	if !s.running {
-		return stuck
+	if s.running {
+		return &stuckError{why: "ended while its command ran", stage: s.stage, running: true}
 	}
-	stuck.why = "ended while its command ran"
-	stuck.lines = s.journal.last(shownLines)
-	return fmt.Errorf("lab: %s", stuck.Error())
+	return &stuckError{why: "ended before its command ran", stage: s.stage}
 }
 
 // handle returns how the command ended, once it has.

@@ -31,7 +31,7 @@ func newFake(init func(l *link, end func())) *fake {
 	f.near, f.far = net.Pipe()
 	f.log, f.logEnd = io.Pipe()
 	go func() {
-		fmt.Fprint(f.logEnd, "[    0.0] Linux\n[    1.0] last words\x1b[31m\n")
+		fmt.Fprint(f.logEnd, "[    0.0] Linux\n[    1.0] Kernel panic - not syncing: out of words\n[    1.1] last words\x1b[31m\n")
 		init(newLink(f.far), f.kill)
 	}()
 	return f
@@ -208,7 +208,7 @@ func TestALabThatDiesUnderItsCommandIsNotTriedAgain(t *testing.T) {
 	if err == nil || errors.As(err, &host) || tries != 1 {
 		t.Fatalf("%v after %d tries", err, tries)
 	}
-	if !strings.Contains(err.Error(), "ended while its command ran") || !strings.Contains(err.Error(), "last words") {
+	if !strings.Contains(err.Error(), "ended while its command ran (kernel panic: out of words)") || !strings.Contains(err.Error(), "last words") {
 		t.Errorf("%q does not say how it died", err)
 	}
 }
