@@ -81,7 +81,8 @@ func (l *linux) fetched(body string) {
 
 // TestLabNetwork: a guest with user-mode networking fetches a page and serves
 // one; it talks over vsock in both directions; it sees errors, and no more, of a
-// disk that became shorter meanwhile; and it powers off by the button.
+// disk that became shorter meanwhile; and it powers off by the button. All of it
+// comes after the drivers have been taken from their devices once.
 func TestLabNetwork(t *testing.T) {
 	served, body := page(t, "127.0.0.1:0")
 	forwarded := freePort(t)
@@ -89,7 +90,7 @@ func TestLabNetwork(t *testing.T) {
 	const size = 1 << 20
 	disk := testDisk(t, "disk", size)
 	host := hostService(t, vsock+"_7000")
-	l := bootGuest(t, fmt.Sprintf("net,http-get=http://10.0.2.2:%d/,http-serve=80,vsock-echo=5000,vsock-connect=7000,disk-read=vda,wait-button", served),
+	l := bootGuest(t, fmt.Sprintf("rebind,net,http-get=http://10.0.2.2:%d/,http-serve=80,vsock-echo=5000,vsock-connect=7000,disk-read=vda,wait-button", served),
 		"--cpus", "2", "--memory", "256M", "--net", fmt.Sprintf("user,forward=tcp:%d:80", forwarded), "--vsock", vsock, "--disk", disk)
 
 	url := fmt.Sprintf("http://127.0.0.1:%d", forwarded)
@@ -102,6 +103,9 @@ func TestLabNetwork(t *testing.T) {
 	l.get(url + "/stop")
 	l.fetched(body)
 	l.says("gateway=10.0.2.2")
+	if got := l.number("rebound"); got != 4 { // rng, disk, network, vsock
+		t.Errorf("%d devices changed hands, want 4", got)
+	}
 
 	l.says(guest.Prefix + "vsock-echo=5000 cid=")
 	l.echoes(vsock, 5000, 1<<20)
@@ -124,7 +128,7 @@ func TestLabNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.ends(0)
-	l.did("net", "http-get", "http-serve", "vsock-echo", "vsock-connect")
+	l.did("rebind", "net", "http-get", "http-serve", "vsock-echo", "vsock-connect")
 	for _, want := range []string{"button=power", "end=poweroff"} {
 		if !contains(&l.console, guest.Prefix+want) {
 			t.Errorf("the guest did not say %s, %s", want, l.stood())

@@ -47,6 +47,8 @@
 //	http-serve=PORT    (after net) prints `http-serve=PORT`, answers GET / with PageBody, and ends at GET /stop
 //	vsock-echo=PORT    prints `vsock-echo=PORT cid=N`, echoes one connection until its end; bytes=
 //	vsock-connect=PORT connects to the host's PORT, sends PageBody, prints `vsock-reply=LINE`
+//	rebind             takes each virtio device but the console from its driver and gives it
+//	                   back; rebound=
 //	rng                reads 64 bytes from /dev/hwrng; rng=NAME
 //	wait-button        prints `waiting=button` and waits for the power button
 //	reboot             reboots

@@ -77,6 +77,7 @@ var tasks = map[string]task{
 	"http-serve":    func(arg string, _ *buttons) error { return httpServe(arg) },
 	"vsock-echo":    func(arg string, _ *buttons) error { return vsockEcho(arg) },
 	"vsock-connect": func(arg string, _ *buttons) error { return vsockConnect(arg) },
+	"rebind":        func(string, *buttons) error { return rebind() },
 	"rng":           func(string, *buttons) error { return tryRNG() },
 	"wait-button":   func(_ string, b *buttons) error { return b.wait() },
 	"reboot":        func(string, *buttons) error { return reboot() },
