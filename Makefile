@@ -51,6 +51,7 @@ test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
 .PHONY: test-lab
 test-lab: build guest lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
+	@scripts/ring lab-outside timeout -k 20 300 env CGO_ENABLED=0 go test -v -count=1 -run '^TestLab' ./integration/lab
 	@scripts/ring lab timeout -k 20 900 bin/disco lab $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLab' -test.timeout 10m
 
 .PHONY: bench-boot

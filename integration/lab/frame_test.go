@@ -3,7 +3,6 @@ package lab
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -103,8 +102,8 @@ func FuzzLink(f *testing.F) {
 		if err == nil {
 			t.Error("serve ended without a reason")
 		}
-		got, err := io.ReadAll(l.in[stdout])
-		if len(got) > window || (err != nil && errors.Is(err, io.ErrShortBuffer)) {
+		got, _ := io.ReadAll(l.in[stdout])
+		if len(got) > window {
 			t.Errorf("%d bytes came through a window of %d", len(got), window)
 		}
 	})
