@@ -29,7 +29,8 @@ lab, with /dev/kvm and a network: connections out work, and --forward lets
 connections in. DISCO_IN_LAB=1 is in its environment.
 
 Standard input, output and error are the command's; on a terminal it gets a
-terminal. Signals reach the command; a second SIGINT or SIGTERM ends the lab.
+terminal. Signals reach the command; a second SIGINT or SIGTERM, or a minute
+after a SIGTERM, ends the lab.
 
 Everything in the lab is emulated, in software: expect it to take 10 to 50 times
 as long. It needs QEMU and a kernel, which ` + "`make lab`" + ` fetches, and no rights.

@@ -65,6 +65,7 @@ func (r *run) inLab(ctx context.Context) error {
 		Command: append([]string{exe, "run"}, r.args("here")...),
 		Dir:     cwd,
 		Verbose: r.verbose,
+		Grace:   r.cfg.Grace + time.Minute,
 	}
 	if need := r.cfg.Memory + labReserve; need > 3<<30 {
 		o.Memory = (need + 1<<30 - 1) &^ (1<<30 - 1)

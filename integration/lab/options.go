@@ -32,9 +32,12 @@ type Options struct {
 	Stderr io.Writer // nil to drop; also gets the lab's own messages
 	TTY    *TTY      // nil for pipes
 
-	// Signals are passed on to the command's process group; a second SIGINT, or
-	// any signal before Command runs, ends the lab. nil for none.
+	// Signals are passed on to the command's process group; a second SIGINT or
+	// SIGTERM, or any signal before Command runs, ends the lab. nil for none.
 	Signals <-chan os.Signal
+	// Grace is the time from a SIGTERM to the end of a lab whose command does not
+	// heed it; 0 for a minute.
+	Grace time.Duration
 
 	Verbose     bool          // show the lab's kernel messages on Stderr as they come
 	BootTimeout time.Duration // until Command runs, for each of two tries; 0 for 60 s
@@ -187,6 +190,9 @@ func (o *Options) complete(hostMemory uint64) []error {
 		if strings.ContainsRune(a, 0) {
 			add("command argument %q: it contains a NUL byte", a)
 		}
+	}
+	if o.Grace == 0 {
+		o.Grace = time.Minute
 	}
 	if o.BootTimeout == 0 {
 		o.BootTimeout = defaultBootTimeout

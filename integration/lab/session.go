@@ -109,6 +109,8 @@ func (s *session) converse(ctx context.Context, served <-chan error) (exitFrame,
 	if s.o.TTY != nil {
 		resize = s.o.TTY.Resize
 	}
+	var grace <-chan time.Time
+	var asked int
 	for {
 		select {
 		case f := <-s.frames:
@@ -135,9 +137,15 @@ func (s *session) converse(ctx context.Context, served <-chan error) (exitFrame,
 				_ = s.link.sendNumbers(kindResize, 0, uint32(size.Cols), uint32(size.Rows))
 			}
 		case sig := <-s.o.Signals:
-			if n, end := s.signal(sig); end {
+			n, end := s.signal(sig)
+			if end {
 				return exitFrame{Code: 128 + n}, nil
 			}
+			if sig == syscall.SIGTERM {
+				asked, grace = n, time.After(s.o.Grace)
+			}
+		case <-grace:
+			return exitFrame{Code: 128 + asked}, nil
 		case <-ctx.Done():
 			return exitFrame{}, context.Cause(ctx)
 		}

@@ -256,6 +256,20 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// A lab whose command does not heed a SIGTERM, or cannot, ends by itself.
+func TestGrace(t *testing.T) {
+	signals := make(chan os.Signal, 1)
+	o := options()
+	o.Signals, o.Grace = signals, 10*time.Millisecond
+	e, err := run(t.Context(), o, newFake(func(l *link, _ func()) {
+		greet(l, func(startFrame) { _ = l.send(kindStarted, 0, nil) }, func(uint32) {})
+		signals <- syscall.SIGTERM
+	}))
+	if err != nil || e.Code != 143 {
+		t.Errorf("got %+v, %v", e, err)
+	}
+}
+
 func TestCancelledSession(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
