@@ -16,6 +16,7 @@ const (
 	kindStage                   // lab→host, text: what the init does now, for the watchdog
 	kindStart                   // host→lab, startFrame: what to run
 	kindStarted                 // lab→host, empty: the command runs
+	kindAlive                   // lab→host, empty: every few seconds from then on
 	kindData                    // both, bytes of a stream
 	kindEOF                     // both, empty: the stream has ended
 	kindCredit                  // both, uint32: the receiver of a stream takes so many bytes more
@@ -118,7 +119,7 @@ func (f frame) numbers(n int) ([]uint32, error) {
 
 // protocolVersion changes with anything in this file; both ends are the same
 // binary except when someone mixes builds.
-const protocolVersion = 1
+const protocolVersion = 2
 
 type helloFrame struct{ Version int }
 

@@ -269,13 +269,30 @@ func (i *labInit) command(s *startFrame) exitFrame {
 	}
 	i.child.Store(int64(pid))
 	_ = i.link.send(kindStarted, 0, nil)
+	ended := make(chan struct{})
+	go i.beat(ended)
 	sent := files.pump(i.link)
 
 	code := reap(pid)
+	close(ended)
 	// What still runs would keep the pipes open; what is in them is still sent.
 	_ = unix.Kill(-1, unix.SIGKILL)
 	sent.Wait()
 	return exitFrame{Code: code}
+}
+
+// beat tells the host now and then that the lab has not stood still, until ended.
+func (i *labInit) beat(ended <-chan struct{}) {
+	t := time.NewTicker(beatInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			_ = i.link.send(kindAlive, 0, nil)
+		case <-ended:
+			return
+		}
+	}
 }
 
 // notRun gives the exit codes that shells give.

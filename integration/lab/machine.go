@@ -35,6 +35,7 @@ func kernelArguments() []string {
 		"panic=-1",            // and -no-reboot: a panic ends QEMU
 		"tsc=reliable",        // emulated TSCs are one clock; without it time is read from a slow timer
 		"no_timer_check",      // its wait loops fail on a loaded machine
+		"nohz=off",            // a lost interrupt is made up for by the next tick
 		"mitigations=off",     // there is no speculation to guard against
 		"nokaslr",             // addresses of a panic can be looked up
 		"cryptomgr.notests",   // a quarter of a second of self-tests

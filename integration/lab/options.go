@@ -42,6 +42,8 @@ type Options struct {
 	Verbose     bool          // show the lab's kernel messages on Stderr as they come
 	BootTimeout time.Duration // until Command runs, for each of two tries; 0 for 60 s
 
+	silence time.Duration // after which a lab stands still; 0 for maxSilence
+
 	// Init is a static amd64 executable that calls Init first thing; empty for the
 	// one that is running.
 	Init string
@@ -190,6 +192,9 @@ func (o *Options) complete(hostMemory uint64) []error {
 		if strings.ContainsRune(a, 0) {
 			add("command argument %q: it contains a NUL byte", a)
 		}
+	}
+	if o.silence == 0 {
+		o.silence = maxSilence
 	}
 	if o.Grace == 0 {
 		o.Grace = time.Minute

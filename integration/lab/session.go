@@ -35,6 +35,13 @@ func (e *stuckError) Error() string {
 	return s + "; its kernel's last lines:\n    " + strings.Join(lines, "\n    ")
 }
 
+// The init of a lab that runs a command beats; one that has not for maxSilence
+// stands still. An emulated machine can: see docs/decisions/004-ticks-in-the-lab.md.
+const (
+	beatInterval = 5 * time.Second
+	maxSilence   = 90 * time.Second
+)
+
 // session is one machine, and the command in it.
 type session struct {
 	o       *Options
@@ -109,6 +116,8 @@ func (s *session) converse(ctx context.Context, served <-chan error) (exitFrame,
 	if s.o.TTY != nil {
 		resize = s.o.TTY.Resize
 	}
+	silence := time.NewTimer(s.o.silence)
+	defer silence.Stop()
 	var grace <-chan time.Time
 	var asked int
 	for {
@@ -124,12 +133,17 @@ func (s *session) converse(ctx context.Context, served <-chan error) (exitFrame,
 			if s.running {
 				watchdog.Stop()
 			}
+			silence.Reset(s.o.silence)
 		case err := <-served:
 			// The machine's end closes the port; what it said is more telling.
 			s.waitEnd()
 			return exitFrame{}, s.died(err)
 		case <-watchdog.C:
 			return exitFrame{}, &stuckError{why: fmt.Sprintf("did not start within %s", s.o.BootTimeout), stage: s.stage}
+		case <-silence.C:
+			if s.running {
+				return exitFrame{}, &stuckError{why: fmt.Sprintf("has said nothing for %s", s.o.silence), stage: s.stage, running: true}
+			}
 		case err := <-s.broken:
 			return exitFrame{}, err
 		case size := <-resize:
@@ -185,6 +199,7 @@ func (s *session) handle(f frame) (*exitFrame, error) {
 		return nil, s.begin()
 	case kindStage:
 		s.enter(printable(string(f.payload)))
+	case kindAlive:
 	case kindStarted:
 		s.enter("command")
 		s.running = true

@@ -88,7 +88,7 @@ func echo(l *link, _ func()) {
 func silent(l *link, _ func()) { _ = l.send(kindStage, 0, []byte("mounting")) }
 
 func options() *Options {
-	return &Options{Nodes: 2, Dir: "/", BootTimeout: time.Minute, Stdout: io.Discard, Stderr: io.Discard}
+	return &Options{Nodes: 2, Dir: "/", BootTimeout: time.Minute, silence: time.Minute, Stdout: io.Discard, Stderr: io.Discard}
 }
 
 func TestSessionCarriesStreamsAndTheExitCode(t *testing.T) {
@@ -267,6 +267,23 @@ func TestGrace(t *testing.T) {
 	}))
 	if err != nil || e.Code != 143 {
 		t.Errorf("got %+v, %v", e, err)
+	}
+}
+
+// A lab that stands still while its command runs is given up, and not tried again:
+// the command may have done something.
+func TestSilence(t *testing.T) {
+	o := options()
+	o.silence = 20 * time.Millisecond
+	tries := 0
+	_, err := retry(t.Context(), o, func() (exitFrame, error) {
+		tries++
+		return run(t.Context(), o, newFake(func(l *link, _ func()) {
+			greet(l, func(startFrame) { _ = l.send(kindStarted, 0, nil) }, func(uint32) {})
+		}))
+	})
+	if err == nil || !strings.HasPrefix(err.Error(), "lab: it has said nothing for 20ms") || tries != 1 {
+		t.Errorf("%d tries, %v", tries, err)
 	}
 }
 
