@@ -3,8 +3,9 @@
 // guest's: disco beside QEMU's microvm machine and gokvm, all with the same
 // kernel, initrd, kernel command line, one CPU and 256 MiB.
 //
-// The programs run in turns, A B C A B C, so that a slow moment of the host
-// meets all of them. A first run of each, with cold caches, is recorded apart.
+// The programs run in turns, so that a slow moment of the host meets all of them,
+// and in another order in each round: a program that gets memory in which its
+// predecessor ran code pays for that under emulation. A first run of each, with cold caches, is recorded apart.
 // Exits are counted in runs of their own, by the kernel's tracepoints, which are
 // the same instrument for all; the memory is looked at in those runs too. The
 // time is from starting the process to reading the guest's line on its standard
@@ -21,8 +22,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,15 +94,15 @@ func run(a artefacts, only []string, runs, counted int, out string) error {
 			return err
 		}
 	}
-	for range runs {
-		for _, p := range programs {
+	for i := range runs {
+		for _, p := range shuffled(programs, i) {
 			if err := b.measure(p, "timed", nil); err != nil {
 				return err
 			}
 		}
 	}
-	for range counted {
-		for _, p := range programs {
+	for i := range counted {
+		for _, p := range shuffled(programs, i) {
 			if err := b.measure(p, "counted", counters); err != nil {
 				return err
 			}
@@ -110,6 +113,13 @@ func run(a artefacts, only []string, runs, counted int, out string) error {
 		return err
 	}
 	return r.Write(out)
+}
+
+// shuffled is all in an order that depends on the round only.
+func shuffled(all []program, round int) []program {
+	s := slices.Clone(all)
+	rand.New(rand.NewPCG(uint64(round), 0)).Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
+	return s
 }
 
 // benchmark collects rows.

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"regexp"
 	"strconv"
@@ -30,14 +32,29 @@ func ownMemory(pid int, name string) (*own, error) {
 		return nil, err
 	}
 	defer f.Close()
+	o, err := addUp(f, name)
+	if err != nil {
+		return nil, fmt.Errorf("smaps of process %d: %w", pid, err)
+	}
+	return o, nil
+}
+
+func addUp(smaps io.Reader, name string) (*own, error) {
 	o := &own{}
-	guest, file := false, false
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	kind := &o.Anonymous
+	lines := bufio.NewScanner(smaps)
+	for lines.Scan() {
 		if m := mappingLine.FindStringSubmatch(lines.Text()); m != nil {
 			from, _ := strconv.ParseUint(m[1], 16, 64) // the pattern has hexadecimal digits only
 			to, _ := strconv.ParseUint(m[2], 16, 64)
-			guest = name != "" && strings.Contains(m[3], name) || name == "" && to-from >= guestMemory
-			file = strings.HasPrefix(m[3], "/")
+			switch {
+			case name != "" && strings.Contains(m[3], name), name == "" && to-from >= guestMemory:
+				kind = &o.Guest
+			case strings.HasPrefix(m[3], "/"):
+				kind = &o.File
+			default:
+				kind = &o.Anonymous
+			}
 			continue
 		}
 		rest, ok := strings.CutPrefix(lines.Text(), "Rss:")
@@ -46,22 +63,16 @@ func ownMemory(pid int, name string) (*own, error) {
 		}
 		kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
 		if err != nil {
-			return nil, fmt.Errorf("smaps: %q: %w", lines.Text(), err)
+			return nil, fmt.Errorf("%q: %w", lines.Text(), err)
 		}
-		switch n := kib << 10; {
-		case guest:
-			o.Guest += n
-			continue
-		case file:
-			o.File += n
-			o.Total += n
-		default:
-			o.Anonymous += n
-			o.Total += n
-		}
+		*kind += kib << 10
+	}
+	if err := lines.Err(); err != nil {
+		return nil, err
 	}
 	if o.Guest == 0 {
-		return nil, fmt.Errorf("smaps of process %d: no guest memory in it", pid)
+		return nil, errors.New("no guest memory in it")
 	}
+	o.Total = o.Anonymous + o.File
 	return o, nil
 }

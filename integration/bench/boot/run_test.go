@@ -1,0 +1,52 @@
+package main
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestScreen(t *testing.T) {
+	s := newScreen("here: it is")
+	write := func(text string) {
+		t.Helper()
+		if n, err := s.Write([]byte(text)); n != len(text) || err != nil {
+			t.Fatalf("write: %d, %v", n, err)
+		}
+	}
+	write(strings.Repeat("noise\n", 5000) + "here: ")
+	if len(s.seen) != 0 {
+		t.Error("half a line was taken for the whole")
+	}
+	write("it is\n")
+	write("here: it is\n")
+	if len(s.seen) != 1 {
+		t.Errorf("seen %d times, want once", len(s.seen))
+	}
+	if got := s.last(bytes.NewBufferString("a complaint")); !strings.Contains(got, "here: it is") || !strings.Contains(got, "a complaint") {
+		t.Errorf("last lines %s", got)
+	}
+}
+
+func TestShuffled(t *testing.T) {
+	all := programs(artefacts{}, "dir", nil)
+	names := func(ps []program) (n []string) {
+		for _, p := range ps {
+			n = append(n, p.name)
+		}
+		return n
+	}
+	first, again, second := names(shuffled(all, 0)), names(shuffled(all, 0)), names(shuffled(all, 1))
+	if !slices.Equal(first, again) {
+		t.Error("a round's order changes")
+	}
+	if slices.Equal(first, second) {
+		t.Error("two rounds have the same order")
+	}
+	slices.Sort(first)
+	slices.Sort(second)
+	if !slices.Equal(first, second) {
+		t.Errorf("rounds have %v and %v", first, second)
+	}
+}
