@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"strconv"
@@ -13,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"disco/integration/lab"
 	"disco/vmm"
@@ -139,12 +136,7 @@ func (w *world) enterLab(ctx context.Context, o lab.Options) error {
 			return fmt.Errorf("terminal: %w", err)
 		}
 		defer t.Close()
-		if err := verbatim(t.fd); err != nil {
-			return fmt.Errorf("terminal: %w", err)
-		}
-		if f, ok := w.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			o.Stderr = &returning{w.stderr}
-		}
+		o.Stderr = besideRaw(w.stderr)
 		o.TTY = &lab.TTY{}
 		o.TTY.Cols, o.TTY.Rows = t.size()
 		sizes := make(chan lab.WindowSize, 1)
@@ -170,25 +162,4 @@ func (w *world) enterLab(ctx context.Context, o lab.Options) error {
 		return err
 	}
 	return &exitError{vmm.ExitCrashed, err}
-}
-
-// verbatim makes a terminal show bytes as they come: those of a command in the lab
-// have been through the lab's own terminal.
-func verbatim(fd int) error {
-	mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err != nil {
-		return err
-	}
-	mode.Oflag &^= unix.OPOST
-	return unix.IoctlSetTermios(fd, unix.TCSETS, mode)
-}
-
-// returning writes lines for a terminal that shows bytes as they come.
-type returning struct{ w io.Writer }
-
-func (r *returning) Write(p []byte) (int, error) {
-	if _, err := r.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }

@@ -40,9 +40,14 @@ func (r *run) here(ctx context.Context) error {
 // session builds the guest and stays with it until it is gone and the terminal
 // is as it was.
 func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, err error) {
+	person := r.onTerminal()
+	if person {
+		plain := r.stderr
+		r.stderr = besideRaw(plain)
+		defer func() { r.stderr = plain }()
+	}
 	cfg := r.cfg
 	cfg.Stdin, cfg.Stdout, cfg.Log = r.stdin, r.stdout, r.logger()
-	person := r.onTerminal()
 	var g guest
 	if person {
 		cfg.Stdin = &escapes{r: r.stdin, leave: func() { g.Kill(leftReason) }}

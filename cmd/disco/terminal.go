@@ -1,10 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"os"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -24,26 +24,36 @@ type terminal struct {
 	saved *term.State
 }
 
-// openTerminal puts the terminal in raw mode, so that all keys reach the guest.
-// Output keeps turning \n into \r\n, for what is not the guest's. The caller
-// must Close it.
+// openTerminal puts the terminal in raw mode: all keys reach the guest, and what
+// it writes is shown as it comes, as the terminal that it has in front of it there
+// has already made \r\n of \n. What is not the guest's goes through returning. The
+// caller must Close it.
 func openTerminal(f *os.File) (*terminal, error) {
 	fd := int(f.Fd())
 	saved, err := term.MakeRaw(fd)
 	if err != nil {
 		return nil, err
 	}
-	t := &terminal{fd, saved}
-	mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	if err == nil {
-		mode.Oflag |= unix.OPOST | unix.ONLCR
-		err = unix.IoctlSetTermios(fd, unix.TCSETS, mode)
+	return &terminal{fd, saved}, nil
+}
+
+// besideRaw is where to write messages while the terminal is raw: to w, which
+// comes to that terminal if it is one.
+func besideRaw(w io.Writer) io.Writer {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return &returning{w}
 	}
-	if err != nil {
-		t.Close()
-		return nil, err
+	return w
+}
+
+// returning writes lines for a terminal that shows bytes as they come.
+type returning struct{ w io.Writer }
+
+func (r *returning) Write(p []byte) (int, error) {
+	if _, err := r.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
+		return 0, err
 	}
-	return t, nil
+	return len(p), nil
 }
 
 // size is the terminal's in characters; 80 by 24 if it does not know.

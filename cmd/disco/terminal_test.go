@@ -61,7 +61,7 @@ func TestHostTerminal(t *testing.T) {
 	if code := w.disco("run"); code != 0 {
 		t.Errorf("exit code %d: %s", code, &w.err)
 	}
-	if during.Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) != 0 || during.Oflag&unix.OPOST == 0 {
+	if during.Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) != 0 || during.Oflag&unix.OPOST != 0 {
 		t.Errorf("not raw while the guest runs: %+v", during)
 	}
 	if after := mode(t, terminal); after != before {
