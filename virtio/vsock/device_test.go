@@ -534,9 +534,9 @@ func TestDoesNotAllocate(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.out.TakeNow(room)
-		s.freed(c)
+		s.moved(c)
 		c.in.Put(data, nil)
-		s.arrived(c)
+		s.moved(c)
 		n, x, _ := s.next()
 		writable[0], writable[1] = back[:], room
 		if n, err := s.fill(&virtio.Chain{Writable: writable}, n, x); n != headerSize+4096 || err != nil {

@@ -222,22 +222,11 @@ func (s *service) hostDone(c *stream, how uint32) {
 	s.poke(c)
 }
 
-// arrived is called when bytes for the guest have come.
-func (s *service) arrived(c *stream) {
+// moved is called when bytes have come for the guest or gone from it.
+func (s *service) moved(c *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.poke(c)
-}
-
-// freed is called when bytes of the guest have gone. The guest is told when it
-// knows of less than half of our buffer.
-func (s *service) freed(c *stream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c.received-c.toldFwd > bufAlloc/2 && c.forwarded() != c.toldFwd {
-		c.tell |= tellCredit
-		s.poke(c)
-	}
 }
 
 // connectGuest carries sock, which a host program has opened, to a port of the

@@ -92,8 +92,13 @@ func (c *stream) shutdowns() uint32 {
 	return v
 }
 
-// wants says whether there is a packet to send.
+// wants says whether there is a packet to send. The guest is told its credit when
+// it knows of less than half of our buffer and more is free: at whatever moment
+// that becomes true, by bytes that came or by bytes that went.
 func (c *stream) wants() bool {
+	if c.open && c.received-c.toldFwd > bufAlloc/2 && c.forwarded() != c.toldFwd {
+		c.tell |= tellCredit
+	}
 	if c.open && c.in.Len() > 0 && c.credit() == 0 && !c.asked {
 		c.asked = true
 		c.tell |= askCredit
@@ -112,7 +117,7 @@ func (c *stream) pumpOut() {
 		if n == 0 {
 			break
 		}
-		c.s.freed(c)
+		c.s.moved(c)
 		if deaf {
 			continue
 		}
@@ -136,7 +141,7 @@ func (c *stream) pumpIn() {
 				return
 			}
 			p = p[m:]
-			c.s.arrived(c)
+			c.s.moved(c)
 		}
 		if err != nil {
 			c.s.hostDone(c, shutdownSend)
