@@ -6,7 +6,7 @@ SHELL := /bin/bash
 GO_STATIC   := CGO_ENABLED=0 go build -buildvcs=auto -trimpath -ldflags "-s -w"
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-FUZZTIME ?= 10s
+FUZZTIME ?= 20000x
 # More words for go test, as -count=1.
 TESTFLAGS ?=
 # More words for disco run and disco lab.
@@ -22,7 +22,7 @@ NEEDS_LAB := $(shell grep -qwE 'vmx|svm' /proc/cpuinfo && [ -w /dev/kvm ] || ech
 help: ## list the targets
 	@echo "disco: a virtual machine monitor for NUMA hosts, on KVM"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "ARGS=… adds words to disco run and disco lab; FUZZTIME=… is the time per fuzz target"
+	@echo "ARGS=… adds words to disco run and disco lab; FUZZTIME=… is inputs (20000x) or time (10m) per fuzz target"
 
 .PHONY: build
 build: tiny ## build bin/disco, a static program
@@ -61,7 +61,7 @@ bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, i
 	@go run ./integration/bench/plot build/bench/boot.json
 
 .PHONY: fuzz
-fuzz: tiny ## run every fuzz target for FUZZTIME
+fuzz: tiny ## run every fuzz target, FUZZTIME each
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: guest
