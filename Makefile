@@ -52,7 +52,7 @@ test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
 test-lab: build guest lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@scripts/ring lab-outside timeout -k 20 300 env CGO_ENABLED=0 go test -v -count=1 -run '^TestLab' ./integration/lab
-	@scripts/ring lab timeout -k 20 900 bin/disco lab $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLab' -test.timeout 10m
+	@scripts/ring lab scripts/lab-tests build/test/lab.test $(ARGS)
 
 .PHONY: bench-boot
 bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, in the lab
@@ -67,11 +67,16 @@ fuzz: tiny ## run every fuzz target, FUZZTIME each
 .PHONY: guest
 guest: ## fetch the default guest's kernel and build its initrd
 	@scripts/debian guest
-	@if [ -e build/guest/fetched ]; then $(MAKE) -s build/guest/initrd.img; fi
+	@if [ -e build/guest/fetched ]; then $(MAKE) -s build/guest/initrd.img build/guest/numa.img; fi
 
 build/guest/initrd.img: build/guest/fetched integration/guest/mkinitrd/udhcpc.sh $(shell find integration/guest integration/initramfs -name '*.go')
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/init ./integration/guest/init
 	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/init -busybox build/guest/busybox -modules build/guest/modules
+
+# The benchmark's guest: one program, and the vsock by which it is told what to do.
+build/guest/numa.img: build/guest/fetched $(shell find integration/guest/numa integration/guest/workload integration/guest/mkinitrd integration/initramfs -name '*.go')
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/numa ./integration/guest/numa
+	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/numa -drivers virtio_pci,vmw_vsock_virtio_transport -modules build/guest/modules
 
 .PHONY: lab
 lab: ## fetch what the lab needs: its kernel, and QEMU
@@ -90,7 +95,7 @@ build/tools/staticcheck:
 
 .PHONY: clean
 clean: ## remove what was built, but not what was fetched
-	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img $(TINY_ELFS)
+	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img build/guest/numa build/guest/numa.img $(TINY_ELFS)
 
 .PHONY: distclean
 distclean: clean ## remove what was fetched, too

@@ -1,5 +1,6 @@
 // Command mkinitrd writes the default guest's initramfs: the guest's init, a
 // static busybox, and the kernel modules of the devices that the machine has.
+// Without a busybox it writes one for a guest that is its init alone.
 package main
 
 import (
@@ -28,14 +29,15 @@ var udhcpc string
 func main() {
 	out := flag.String("o", "", "initramfs to write")
 	init := flag.String("init", "", "static program to run as process 1")
-	busybox := flag.String("busybox", "", "static busybox")
+	busybox := flag.String("busybox", "", "static busybox; without one there is no shell, and nothing that one needs")
+	drivers := flag.String("drivers", strings.Join(modules, ","), "kernel modules to load, in this order")
 	tree := flag.String("modules", "", "modules tree of the kernel (…/lib/modules/VERSION)")
 	flag.Parse()
-	if *out == "" || *init == "" || *busybox == "" || *tree == "" || flag.NArg() > 0 {
+	if *out == "" || *init == "" || *tree == "" || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := write(*out, *init, *busybox, *tree); err != nil {
+	if err := write(*out, *init, *busybox, *tree, strings.Split(*drivers, ",")); err != nil {
 		fmt.Fprintln(os.Stderr, "mkinitrd:", err)
 		os.Exit(1)
 	}
@@ -43,19 +45,19 @@ func main() {
 
 // write makes the archive beside its final name and renames it, so that a file of
 // that name is always whole.
-func write(out, init, busybox, tree string) error {
+func write(out, init, busybox, tree string, drivers []string) error {
 	f, err := os.CreateTemp(filepath.Dir(out), filepath.Base(out)+".*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	if err := errors.Join(fill(initramfs.NewWriter(f), init, busybox, tree), f.Chmod(0o644), f.Close()); err != nil {
+	if err := errors.Join(fill(initramfs.NewWriter(f), init, busybox, tree, drivers), f.Chmod(0o644), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), out)
 }
 
-func fill(w *initramfs.Writer, init, busybox, tree string) error {
+func fill(w *initramfs.Writer, init, busybox, tree string, drivers []string) error {
 	for _, dir := range []string{"bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"} {
 		if err := w.Dir(dir, 0o755); err != nil {
 			return err
@@ -71,14 +73,36 @@ func fill(w *initramfs.Writer, init, busybox, tree string) error {
 			return err
 		}
 	}
-	for _, f := range []struct{ from, to string }{{init, "init"}, {busybox, "bin/busybox"}} {
-		p, err := os.ReadFile(f.from)
-		if err != nil {
+	if err := addProgram(w, "init", init); err != nil {
+		return err
+	}
+	if busybox != "" {
+		if err := addShell(w, busybox); err != nil {
 			return err
 		}
-		if err := w.File(f.to, 0o755, bytes.NewReader(p), int64(len(p))); err != nil {
-			return err
-		}
+	}
+	files, err := initramfs.ResolveModules(tree, drivers...)
+	if err != nil {
+		return err
+	}
+	if err := w.Modules("lib/modules", files); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+func addProgram(w *initramfs.Writer, name, from string) error {
+	p, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return w.File(name, 0o755, bytes.NewReader(p), int64(len(p)))
+}
+
+// addShell adds busybox and the files that it and a person expect.
+func addShell(w *initramfs.Writer, busybox string) error {
+	if err := addProgram(w, "bin/busybox", busybox); err != nil {
+		return err
 	}
 	for _, f := range []struct{ name, text string }{
 		{"etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"},
@@ -93,15 +117,5 @@ func fill(w *initramfs.Writer, init, busybox, tree string) error {
 	if err := w.File("etc/udhcpc", 0o755, strings.NewReader(udhcpc), int64(len(udhcpc))); err != nil {
 		return err
 	}
-	if err := w.Symlink("busybox", "bin/sh"); err != nil {
-		return err
-	}
-	files, err := initramfs.ResolveModules(tree, modules...)
-	if err != nil {
-		return err
-	}
-	if err := w.Modules("lib/modules", files); err != nil {
-		return err
-	}
-	return w.Close()
+	return w.Symlink("busybox", "bin/sh")
 }
