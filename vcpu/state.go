@@ -38,30 +38,35 @@ const (
 // leaves set, memory write-back by default, and its APIC in x2APIC mode, so
 // that no guest ever touches APIC registers through memory.
 func (v *VCPU) Reset(cpuid []kvm.CPUIDEntry) error {
-	if err := v.kvm.SetCPUID(cpuid); err != nil {
-		return fmt.Errorf("vCPU %d: %w", v.id, err)
-	}
-	s, err := v.kvm.Sregs()
-	if err != nil {
-		return fmt.Errorf("vCPU %d: %w", v.id, err)
-	}
-	s.ApicBase |= apicOn | apicX2
-	if err := v.kvm.SetSregs(s); err != nil {
-		return fmt.Errorf("vCPU %d: x2APIC: %w", v.id, err)
-	}
-	err = v.kvm.SetMSRs([]kvm.MSR{
-		{Index: msrMiscEnable, Data: miscFastStrings},
-		{Index: msrMTRRDefType, Data: mtrrOnWriteBack},
-	})
-	if err != nil {
-		return fmt.Errorf("vCPU %d: %w", v.id, err)
+	for _, b := range v.bodies {
+		if err := b.reset(cpuid); err != nil {
+			return fmt.Errorf("vCPU %d: %w", v.id, err)
+		}
 	}
 	return nil
 }
 
+func (b *incarnation) reset(cpuid []kvm.CPUIDEntry) error {
+	if err := b.kvm.SetCPUID(cpuid); err != nil {
+		return err
+	}
+	s, err := b.kvm.Sregs()
+	if err != nil {
+		return err
+	}
+	s.ApicBase |= apicOn | apicX2
+	if err := b.kvm.SetSregs(s); err != nil {
+		return fmt.Errorf("x2APIC: %w", err)
+	}
+	return b.kvm.SetMSRs([]kvm.MSR{
+		{Index: msrMiscEnable, Data: miscFastStrings},
+		{Index: msrMTRRDefType, Data: mtrrOnWriteBack},
+	})
+}
+
 // SetBoot makes the vCPU enter a kernel as b says, with interrupts off.
 func (v *VCPU) SetBoot(b Boot) error {
-	s, err := v.kvm.Sregs()
+	s, err := v.KVM().Sregs()
 	if err != nil {
 		return fmt.Errorf("vCPU %d: %w", v.id, err)
 	}
@@ -84,11 +89,11 @@ func (v *VCPU) SetBoot(b Boot) error {
 	s.LDT = kvm.Segment{Unusable: 1}
 	s.GDT = kvm.Descriptor{Base: b.GDT, Limit: b.GDTLimit}
 	s.IDT = kvm.Descriptor{}
-	if err := v.kvm.SetSregs(s); err != nil {
+	if err := v.KVM().SetSregs(s); err != nil {
 		return fmt.Errorf("vCPU %d: %w", v.id, err)
 	}
 	const reserved = 1 << 1
-	err = v.kvm.SetRegs(&kvm.Regs{RIP: b.RIP, RSP: b.RSP, RSI: b.RSI, RBX: b.RBX, RFLAGS: reserved})
+	err = v.KVM().SetRegs(&kvm.Regs{RIP: b.RIP, RSP: b.RSP, RSI: b.RSI, RBX: b.RBX, RFLAGS: reserved})
 	if err != nil {
 		return fmt.Errorf("vCPU %d: %w", v.id, err)
 	}

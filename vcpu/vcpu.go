@@ -24,8 +24,6 @@ package vcpu
 import (
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -61,6 +59,8 @@ const (
 	Halted
 	// Unexpected is an exit that the monitor never asked for.
 	Unexpected
+	// RelayLost is a relay that did anything but relay: see Set.
+	RelayLost
 	// HostError is an error of the host or of a Handler.
 	HostError
 )
@@ -73,50 +73,72 @@ type End struct {
 	Text  string // one line that says what happened, for people
 }
 
-// VCPU is one virtual CPU. Stop, Exits and ID may be called from any thread;
-// the rest is for the one goroutine that builds and ends the guest.
+// VCPU is one virtual CPU. Stop, Kick, Exits, Relayed and ID may be called from
+// any thread; the rest is for the one goroutine that builds and ends the guest.
 type VCPU struct {
-	kvm     *kvm.VCPU
 	handler Handler
 	id      int
 
-	stop  atomic.Bool
-	tid   atomic.Int64 // 0 before the thread runs, gone after it ended
-	end   End
-	done  chan struct{}
-	kicks sync.Mutex // held while kicking, so that the vCPU cannot end and be closed meanwhile
+	bodies []*incarnation // one for each VM
+	live   atomic.Int32   // the index of the one that runs the guest; changes only in Set.Move
+	set    *Set           // nil with one incarnation
+	// entered, if not nil, is called on each thread first.
+	entered func(*incarnation) error
 
-	exits [kvm.NumExits]atomic.Uint64
+	stop    atomic.Bool
+	running atomic.Int32 // threads that have not ended
+	first   sync.Once    // sets end
+	end     End
+	done    chan struct{}
+
+	exits   [kvm.NumExits]atomic.Uint64
+	relayed atomic.Uint64
 }
-
-// gone is the tid of a thread that has ended.
-const gone = -1
 
 // New wraps a KVM vCPU, which the VCPU owns from now on.
 func New(id int, c *kvm.VCPU, h Handler) *VCPU {
-	return &VCPU{kvm: c, handler: h, id: id, done: make(chan struct{})}
+	return &VCPU{handler: h, id: id, bodies: []*incarnation{{kvm: c}}, done: make(chan struct{})}
 }
 
 // ID is the vCPU's number, which is its APIC id.
 func (v *VCPU) ID() int { return v.id }
 
-// KVM is the vCPU's KVM object, for setting registers before Start and reading
-// them after Done.
-func (v *VCPU) KVM() *kvm.VCPU { return v.kvm }
+// KVM is the KVM vCPU that runs the guest, for setting registers before Start
+// and reading them after Done.
+func (v *VCPU) KVM() *kvm.VCPU { return v.body().kvm }
+
+func (v *VCPU) body() *incarnation { return v.bodies[v.live.Load()] }
 
 // Start begins to run the guest on a thread of its own.
 func (v *VCPU) Start() {
-	go func() {
-		// Never unlocked: the thread dies with the goroutine, so that no
-		// later goroutine inherits what a vCPU did to it.
-		runtime.LockOSThread()
-		v.tid.Store(int64(unix.Gettid()))
-		v.end = v.loop()
-		v.kicks.Lock()
-		v.tid.Store(gone)
-		v.kicks.Unlock()
+	v.running.Store(int32(len(v.bodies)))
+	for _, b := range v.bodies {
+		b.start(func() { v.run(b) })
+	}
+}
+
+// run is the life of one thread.
+func (v *VCPU) run(b *incarnation) {
+	e := v.enter(b)
+	v.first.Do(func() { v.end = e })
+	b.ended()
+	if v.running.Add(-1) == 0 {
 		close(v.done)
-	}()
+	} else if !v.stop.Load() {
+		v.Stop()
+	}
+}
+
+func (v *VCPU) enter(b *incarnation) End {
+	if v.entered != nil {
+		if err := v.entered(b); err != nil {
+			return v.hostError(err)
+		}
+	}
+	if v.set == nil {
+		return v.loop(b)
+	}
+	return v.runOneOfMany(b)
 }
 
 // Done is closed when the vCPU has ended.
@@ -129,26 +151,17 @@ func (v *VCPU) End() End { return v.end }
 // wait: see Done.
 func (v *VCPU) Stop() {
 	v.stop.Store(true)
-	v.Kick()
+	for _, b := range v.bodies {
+		b.kick()
+	}
 }
 
 // Kick gets the vCPU out of the guest once, from any thread. Of a vCPU that has
 // ended it does nothing, even after Close. It does not allocate.
-func (v *VCPU) Kick() {
-	v.kicks.Lock()
-	defer v.kicks.Unlock()
-	if v.tid.Load() == gone {
-		return
-	}
-	// The flag first: a thread that has no id yet finds it on its way in.
-	v.kvm.ImmediateExit(true)
-	if tid := v.tid.Load(); tid != 0 {
-		// The thread is ours and alive while kicks is held; nothing can go wrong.
-		_ = unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
-	}
-}
+func (v *VCPU) Kick() { v.body().kick() }
 
-// Exits is how often the vCPU came out to the monitor with reason e.
+// Exits is how often the vCPU came out to the monitor with reason e. What its
+// relays came out for is not in it: see Relayed.
 func (v *VCPU) Exits(e kvm.Exit) uint64 {
 	if e >= kvm.NumExits {
 		return 0
@@ -156,52 +169,69 @@ func (v *VCPU) Exits(e kvm.Exit) uint64 {
 	return v.exits[e].Load()
 }
 
-// Close frees the vCPU. It must have ended, or never been started.
-func (v *VCPU) Close() error { return v.kvm.Close() }
+// Relayed is how many interrupts came to the vCPU from other KVM VMs of its
+// guest. It is 0 for a guest with one VM.
+func (v *VCPU) Relayed() uint64 { return v.relayed.Load() }
 
-func (v *VCPU) loop() End {
+// Close frees the vCPU. It must have ended, or never been started.
+func (v *VCPU) Close() error {
+	var errs []error
+	for _, b := range v.bodies {
+		errs = append(errs, b.kvm.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// loop runs the guest until it ends, or until the vCPU is live elsewhere: then
+// the End is that of a Stop, and v.live says so.
+func (v *VCPU) loop(b *incarnation) End {
 	for {
 		// A request that came before this thread had an id to signal left
 		// immediate_exit set, so KVM_RUN returns at once.
-		if err := v.kvm.Run(); err != nil {
+		if err := b.kvm.Run(); err != nil {
 			switch {
 			case errors.Is(err, unix.EINTR):
-				v.kvm.ImmediateExit(false)
+				b.kvm.ImmediateExit(false)
 				v.exits[kvm.ExitIntr].Add(1)
-				if v.stop.Load() {
+				if v.stop.Load() || v.set != nil && !v.interlude(b) {
 					return End{CPU: v.id, Cause: Stopped}
 				}
 				continue
 			case errors.Is(err, unix.EAGAIN):
 				// An application processor woke for INIT or SIPI.
+				if v.set != nil {
+					if err := v.born(b); err != nil {
+						return v.hostError(err)
+					}
+				}
 				continue
 			}
 			return v.hostError(fmt.Errorf("KVM_RUN: %w", err))
 		}
-		e := v.kvm.Exit()
+		e := b.kvm.Exit()
 		if e < kvm.NumExits {
 			v.exits[e].Add(1)
 		}
 		switch e {
 		case kvm.ExitIO:
-			if err := v.io(); err != nil {
+			if err := v.io(b); err != nil {
 				return v.hostError(err)
 			}
 		case kvm.ExitMMIO:
-			m := v.kvm.MMIO()
+			m := b.kvm.MMIO()
 			if err := v.handler.MMIO(m.Addr, m.Write, m.Data); err != nil {
 				return v.hostError(err)
 			}
 		case kvm.ExitIntr, kvm.ExitIOAPICEOI:
 			// Interrupts are edge-triggered only, so an EOI asks for nothing.
 		default:
-			return v.fatal(e)
+			return v.fatal(b, e)
 		}
 	}
 }
 
-func (v *VCPU) io() error {
-	io := v.kvm.IO()
+func (v *VCPU) io(b *incarnation) error {
+	io := b.kvm.IO()
 	for len(io.Data) > 0 {
 		if err := v.handler.PIO(io.Port, io.Out, io.Data[:io.Size:io.Size]); err != nil {
 			return err
@@ -215,7 +245,7 @@ func (v *VCPU) hostError(err error) End {
 	return End{CPU: v.id, Cause: HostError, Err: err, Text: fmt.Sprintf("vCPU %d: %v", v.id, err)}
 }
 
-func (v *VCPU) fatal(e kvm.Exit) End {
+func (v *VCPU) fatal(b *incarnation, e kvm.Exit) End {
 	end := End{CPU: v.id}
 	var what string
 	switch e {
@@ -224,24 +254,24 @@ func (v *VCPU) fatal(e kvm.Exit) End {
 	case kvm.ExitHLT:
 		end.Cause, what = Halted, "halted for good"
 	case kvm.ExitFailEntry:
-		end.Cause, what = FailEntry, fmt.Sprintf("the CPU refused the guest's state (hardware reason %#x)", v.kvm.HardwareReason())
+		end.Cause, what = FailEntry, fmt.Sprintf("the CPU refused the guest's state (hardware reason %#x)", b.kvm.HardwareReason())
 	case kvm.ExitInternalError:
-		code, data := v.kvm.Suberror()
+		code, data := b.kvm.Suberror()
 		end.Cause, what = InternalError, internalError(code, data)
 	default:
 		end.Cause, what = Unexpected, fmt.Sprintf("unexpected KVM exit %v", e)
 	}
-	end.Text = fmt.Sprintf("vCPU %d: %s%s", v.id, what, v.where())
+	end.Text = fmt.Sprintf("vCPU %d: %s%s", v.id, what, b.where())
 	return end
 }
 
 // where says where the guest stood, as far as KVM tells.
-func (v *VCPU) where() string {
-	r, err := v.kvm.Regs()
+func (b *incarnation) where() string {
+	r, err := b.kvm.Regs()
 	if err != nil {
 		return ""
 	}
-	s, err := v.kvm.Sregs()
+	s, err := b.kvm.Sregs()
 	if err != nil {
 		return fmt.Sprintf(" at RIP %#x", r.RIP)
 	}
