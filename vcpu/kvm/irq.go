@@ -100,18 +100,31 @@ func (m *VM) SetRoutes(routes []MSIRoute) error {
 	return nil
 }
 
-type msi struct {
+// Message is a message-signalled interrupt that is sent more than once. It must
+// not be on a stack that moves: keep it in a larger structure.
+type Message struct {
 	addressLo, addressHi, data, flags, devid uint32
 	_                                        [12]uint8
+}
+
+// Set makes the message address and data.
+func (a *Message) Set(address uint64, data uint32) {
+	a.addressLo, a.addressHi, a.data = uint32(address), uint32(address>>32), data
 }
 
 // SignalMSI raises an interrupt by its message (KVM api §4.70). delivered is
 // false where the message names no vCPU that takes it.
 func (m *VM) SignalMSI(address uint64, data uint32) (delivered bool, err error) {
-	a := &msi{addressLo: uint32(address), addressHi: uint32(address >> 32), data: data}
+	a := &Message{}
+	a.Set(address, data)
+	return m.Signal(a)
+}
+
+// Signal is SignalMSI of a message made before. It does not allocate.
+func (m *VM) Signal(a *Message) (delivered bool, err error) {
 	n, err := callPtr(m.fd, reqSignalMSI, unsafe.Pointer(a))
 	if err != nil {
-		return false, fmt.Errorf("KVM_SIGNAL_MSI %#x %#x: %w", address, data, err)
+		return false, fmt.Errorf("KVM_SIGNAL_MSI %#x:%#x %#x: %w", a.addressHi, a.addressLo, a.data, err)
 	}
 	return n > 0, nil
 }

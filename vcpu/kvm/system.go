@@ -41,6 +41,15 @@ const (
 	CapImmediateExit   = Capability(136)
 	CapBinaryStats     = Capability(203)
 	CapX86DisableExits = Capability(143)
+	CapGuestDebug      = Capability(23)
+	CapAdjustClock     = Capability(39)
+	CapVCPUEvents      = Capability(41)
+	CapDebugRegs       = Capability(50)
+	CapXSave           = Capability(55)
+	CapXCRS            = Capability(56)
+	CapReadOnlyMemory  = Capability(81)
+	CapVCPUAttributes  = Capability(127)
+	CapXSave2          = Capability(208)
 	CapExtendedCPUID   = gokvm.CapEXTCPUID
 )
 

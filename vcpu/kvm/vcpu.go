@@ -21,8 +21,9 @@ type (
 // VCPU is one KVM vCPU. KVM serializes what is done to it: a call from another
 // thread while it runs waits until it leaves Run.
 type VCPU struct {
-	fd   int
-	page []byte
+	fd    int
+	page  []byte
+	xsave int // bytes of its extended registers, as far as KVM says
 }
 
 // CreateVCPU makes the vCPU with APIC id id. The caller must Close it before
@@ -38,7 +39,7 @@ func (m *VM) CreateVCPU(id int) (*VCPU, error) {
 		unix.Close(int(fd))
 		return nil, fmt.Errorf("vCPU %d: map the run page: %w", id, err)
 	}
-	return &VCPU{fd: int(fd), page: page}, nil
+	return &VCPU{fd: int(fd), page: page, xsave: m.checkExtension(CapXSave2)}, nil
 }
 
 func (c *VCPU) do(name string, req uintptr, p unsafe.Pointer) error {

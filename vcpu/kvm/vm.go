@@ -39,6 +39,15 @@ func (s *System) CreateVM() (*VM, error) {
 	return &VM{fd: int(fd), runSize: s.runSize, anyLen: s.CheckExtension(CapIOEventFDAnyLen) != 0}, nil
 }
 
+// checkExtension is KVM_CHECK_EXTENSION asked of the VM (KVM api §4.4).
+func (m *VM) checkExtension(c Capability) int {
+	n, err := call(m.fd, reqCheckExtension, uintptr(c))
+	if err != nil {
+		return 0
+	}
+	return int(n)
+}
+
 // EnableCap is KVM_ENABLE_CAP on the VM (KVM api §4.37, §7).
 func (m *VM) EnableCap(c Capability, args ...uint64) error {
 	e := &enableCap{cap: uint32(c)}
@@ -49,6 +58,9 @@ func (m *VM) EnableCap(c Capability, args ...uint64) error {
 	return nil
 }
 
+// Flags of KVM_CAP_X2APIC_API.
+const use32BitIDs, noBroadcastQuirk = 1, 2
+
 // SplitIRQChip puts local APICs in the kernel and leaves the I/O APIC, with
 // IOAPICPins pins, to the monitor (KVM api §7.5). x2APIC ids are full 32-bit
 // numbers, without KVM's broadcast quirk (§7.7). It comes before any vCPU.
@@ -56,7 +68,6 @@ func (m *VM) SplitIRQChip() error {
 	if err := m.EnableCap(CapSplitIRQChip, IOAPICPins); err != nil {
 		return err
 	}
-	const use32BitIDs, noBroadcastQuirk = 1, 2
 	return m.EnableCap(CapX2APICAPI, use32BitIDs|noBroadcastQuirk)
 }
 
@@ -78,7 +89,18 @@ func (m *VM) SetRealModeArea(addr uint64) error {
 // (KVM api §4.35). An empty hva takes the slot away. hva must stay mapped until
 // then or until the VM is closed.
 func (m *VM) SetMemory(slot uint32, gpa uint64, hva []byte) error {
-	r := &gokvm.UserspaceMemoryRegion{Slot: slot, GuestPhysAddr: gpa, MemorySize: uint64(len(hva))}
+	return m.setMemory(slot, gpa, hva, 0)
+}
+
+// SetMemoryReadOnly is SetMemory for memory that the guest cannot write: its
+// stores come out as MMIO. It needs KVM_CAP_READONLY_MEM.
+func (m *VM) SetMemoryReadOnly(slot uint32, gpa uint64, hva []byte) error {
+	const readOnly = 1 << 1
+	return m.setMemory(slot, gpa, hva, readOnly)
+}
+
+func (m *VM) setMemory(slot uint32, gpa uint64, hva []byte, flags uint32) error {
+	r := &gokvm.UserspaceMemoryRegion{Slot: slot, Flags: flags, GuestPhysAddr: gpa, MemorySize: uint64(len(hva))}
 	if len(hva) > 0 {
 		r.UserspaceAddr = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(hva))))
 	}
