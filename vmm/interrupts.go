@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -14,28 +15,39 @@ import (
 // firstGSI is the first GSI that the I/O APIC does not own.
 const firstGSI = kvm.IOAPICPins
 
-// interrupts gives out the GSIs of one KVM VM as message-signalled interrupts:
-// an eventfd, an irqfd and a route each, so that raising one costs a write and
-// no ioctl. The GSI table is written whole, so one lock guards it all; Signal
-// takes none.
+// interrupts gives out GSIs as message-signalled interrupts: an eventfd, an irqfd
+// and a route each, so that raising one costs a write and no ioctl. In a guest on
+// several nodes a vector is bound in the KVM VM in which the vCPU that it names is
+// live; any other would have to relay it. A GSI table is written whole, so one
+// lock guards it all; Signal takes none.
 type interrupts struct {
-	vm *kvm.VM
+	vms []*kvm.VM
+	// home is the index of the VM that a message should go to.
+	home func(address uint64) int
 
-	mu     sync.Mutex
-	routes []kvm.MSIRoute // in use, in no order
-	free   []uint32
-	next   uint32
+	mu      sync.Mutex
+	routes  [][]kvm.MSIRoute // of each VM, those in use, in no order
+	vectors []*vector
+	free    []uint32
+	next    uint32
 }
 
-func newInterrupts(vm *kvm.VM) *interrupts { return &interrupts{vm: vm, next: firstGSI} }
+func newInterrupts(vms []*kvm.VM, home func(address uint64) int) *interrupts {
+	return &interrupts{vms: vms, home: home, routes: make([][]kvm.MSIRoute, len(vms)), next: firstGSI}
+}
 
 // vector is a pci.Vector.
 type vector struct {
 	owner *interrupts
 	gsi   uint32
 	fd    int
-	bound bool // under owner.mu
+
+	// Under owner.mu.
+	route kvm.MSIRoute
+	vm    int // where it is bound, or unbound
 }
+
+const unbound = -1
 
 func (i *interrupts) newVector() (*vector, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -44,13 +56,14 @@ func (i *interrupts) newVector() (*vector, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	v := &vector{owner: i, fd: fd}
+	v := &vector{owner: i, fd: fd, vm: unbound}
 	if n := len(i.free); n > 0 {
 		v.gsi, i.free = i.free[n-1], i.free[:n-1]
 	} else {
 		v.gsi = i.next
 		i.next++
 	}
+	i.vectors = append(i.vectors, v)
 	return v, nil
 }
 
@@ -71,50 +84,70 @@ func (v *vector) Route(m pci.Message) error {
 	if m.Address&messageMask != messageBase || m.Address&messageHigh != 0 {
 		return v.unbind()
 	}
-	r := kvm.MSIRoute{GSI: v.gsi, Address: m.Address, Data: m.Data}
-	at := i.find(v.gsi)
-	if at >= 0 && i.routes[at] == r {
+	return v.bind(kvm.MSIRoute{GSI: v.gsi, Address: m.Address, Data: m.Data})
+}
+
+// bind routes a vector in the VM where its message belongs. The lock is held.
+func (v *vector) bind(r kvm.MSIRoute) error {
+	i := v.owner
+	home := i.home(r.Address)
+	if v.vm == home && v.route == r {
 		return nil
 	}
-	if at < 0 {
-		i.routes = append(i.routes, r)
+	if v.vm != home {
+		if err := v.unbind(); err != nil {
+			return err
+		}
+	}
+	v.route = r
+	if at := i.find(home, v.gsi); at >= 0 {
+		i.routes[home][at] = r
 	} else {
-		i.routes[at] = r
+		i.routes[home] = append(i.routes[home], r)
 	}
-	if err := i.vm.SetRoutes(i.routes); err != nil {
+	if err := i.vms[home].SetRoutes(i.routes[home]); err != nil {
 		return err
 	}
-	if v.bound {
+	if v.vm == home {
 		return nil
 	}
-	if err := i.vm.BindIRQFD(v.fd, v.gsi); err != nil {
+	if err := i.vms[home].BindIRQFD(v.fd, v.gsi); err != nil {
 		return err
 	}
-	v.bound = true
+	v.vm = home
 	return nil
 }
 
-func (i *interrupts) find(gsi uint32) int {
-	for at := range i.routes {
-		if i.routes[at].GSI == gsi {
-			return at
-		}
-	}
-	return -1
+func (i *interrupts) find(vm int, gsi uint32) int {
+	return slices.IndexFunc(i.routes[vm], func(r kvm.MSIRoute) bool { return r.GSI == gsi })
 }
 
 // unbind is called with the lock held.
 func (v *vector) unbind() error {
-	i := v.owner
-	var errs []error
-	if v.bound {
-		errs = append(errs, i.vm.UnbindIRQFD(v.fd, v.gsi))
-		v.bound = false
+	if v.vm == unbound {
+		return nil
 	}
-	if at := i.find(v.gsi); at >= 0 {
-		i.routes[at] = i.routes[len(i.routes)-1]
-		i.routes = i.routes[:len(i.routes)-1]
-		errs = append(errs, i.vm.SetRoutes(i.routes))
+	i, vm := v.owner, v.vm
+	v.vm = unbound
+	errs := []error{i.vms[vm].UnbindIRQFD(v.fd, v.gsi)}
+	if at := i.find(vm, v.gsi); at >= 0 {
+		i.routes[vm] = slices.Delete(i.routes[vm], at, at+1)
+		errs = append(errs, i.vms[vm].SetRoutes(i.routes[vm]))
+	}
+	return errors.Join(errs...)
+}
+
+// moved binds anew the vectors of a vCPU that changed its VM, and raises each once:
+// an interrupt that fell into the change may be lost, and one too many is harmless.
+func (i *interrupts) moved() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var errs []error
+	for _, v := range i.vectors {
+		if v.vm != unbound && i.home(v.route.Address) != v.vm {
+			errs = append(errs, v.bind(v.route))
+			v.Signal()
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -126,21 +159,41 @@ func (v *vector) Signal() { _, _ = unix.Write(v.fd, one[:]) }
 
 // Close gives the GSI back.
 func (v *vector) Close() error {
-	v.owner.mu.Lock()
-	defer v.owner.mu.Unlock()
+	i := v.owner
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	err := v.unbind()
-	v.owner.free = append(v.owner.free, v.gsi)
+	i.vectors = slices.DeleteFunc(i.vectors, func(x *vector) bool { return x == v })
+	i.free = append(i.free, v.gsi)
 	return errors.Join(err, unix.Close(v.fd))
 }
 
 // plug is the pci.Host of one machine.
 type plug struct {
-	vm  *kvm.VM
+	vms []*kvm.VM
 	irq *interrupts
 }
 
 func (p plug) NewVector() (pci.Vector, error) { return p.irq.newVector() }
 
-func (p plug) BindDoorbell(addr uint64, fd int) error { return p.vm.BindIOEventFD(fd, addr) }
+// BindDoorbell binds the doorbell in every VM: a vCPU rings it in the one it runs
+// in.
+func (p plug) BindDoorbell(addr uint64, fd int) error {
+	for i, vm := range p.vms {
+		if err := vm.BindIOEventFD(fd, addr); err != nil {
+			for _, bound := range p.vms[:i] {
+				err = errors.Join(err, bound.UnbindIOEventFD(fd, addr))
+			}
+			return err
+		}
+	}
+	return nil
+}
 
-func (p plug) UnbindDoorbell(addr uint64, fd int) error { return p.vm.UnbindIOEventFD(fd, addr) }
+func (p plug) UnbindDoorbell(addr uint64, fd int) error {
+	var errs []error
+	for _, vm := range p.vms {
+		errs = append(errs, vm.UnbindIOEventFD(fd, addr))
+	}
+	return errors.Join(errs...)
+}

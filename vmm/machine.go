@@ -23,17 +23,18 @@ const (
 	keyboardCommand = 0x64
 )
 
-// machine is one power cycle of a guest: a KVM VM, its memory, its vCPUs and
-// the devices on its buses. A reboot closes it and builds another around the
+// machine is one power cycle of a guest: a KVM VM for each node that it runs on,
+// its memory, its vCPUs and the devices on its buses. A reboot closes it and builds another around the
 // same backends, so that nothing of the old one can leak into the new.
 //
 // It is built paused. The first thing that ends it is sent to over, once; the
 // vCPUs are told to stop in the same moment, on whatever thread that is, and
 // close waits for them.
 type machine struct {
-	vm         *kvm.VM
+	vms        []*kvm.VM
 	space      *memory.Space
-	vcpus      []*vcpu.VCPU
+	set        *vcpu.Set
+	vcpus      []*vcpu.VCPU // the set's
 	pio, mmio  devices.Bus
 	irq        *interrupts
 	ioapic     *devices.IOAPIC
@@ -65,21 +66,10 @@ func build(sys *kvm.System, cfg *Config, k *image, out *devices.Output, function
 	if err != nil {
 		return nil, err
 	}
-	if m.vm, err = sys.CreateVM(); err != nil {
+	if err := m.createVM(sys, view); err != nil {
 		return nil, err
 	}
-	if err := m.vm.SplitIRQChip(); err != nil {
-		return nil, err
-	}
-	if err := m.vm.SetRealModeArea(realModeArea); err != nil {
-		return nil, err
-	}
-	for i, r := range m.space.RAM() {
-		if err := m.vm.SetMemory(uint32(i), uint64(r.Start), view.Bytes()[r.Start:r.End()]); err != nil {
-			return nil, err
-		}
-	}
-	m.irq = newInterrupts(m.vm)
+	m.irq = newInterrupts(m.vms, func(address uint64) int { return m.set.MSIHome(address) })
 	if err := m.plug(cfg, out, functions, log); err != nil {
 		return nil, err
 	}
@@ -92,14 +82,35 @@ func build(sys *kvm.System, cfg *Config, k *image, out *devices.Output, function
 	return m, nil
 }
 
+// createVM makes a KVM VM that sees the guest's memory by view.
+func (m *machine) createVM(sys *kvm.System, view *memory.View) error {
+	vm, err := sys.CreateVM()
+	if err != nil {
+		return err
+	}
+	m.vms = append(m.vms, vm)
+	if err := vm.SplitIRQChip(); err != nil {
+		return err
+	}
+	if err := vm.SetRealModeArea(realModeArea); err != nil {
+		return err
+	}
+	for i, r := range m.space.RAM() {
+		if err := vm.SetMemory(uint32(i), uint64(r.Start), view.Bytes()[r.Start:r.End()]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // plug puts the devices on the buses.
 func (m *machine) plug(cfg *Config, out *devices.Output, functions []virtio.Device, log *slog.Logger) error {
 	m.ioapic = devices.NewIOAPIC(func(addr uint64, data uint32) {
 		// What the guest programmed may name no CPU; that is its own affair.
-		_, _ = m.vm.SignalMSI(addr, data)
+		_, _ = m.set.SignalMSI(addr, data)
 	})
 	m.serial = devices.NewSerial(out, m.ioapic.Line(boot.COM1GSI))
-	host := plug{m.vm, m.irq}
+	host := plug{m.vms, m.irq}
 	root := pci.NewRoot(&m.mmio, boot.Window32, boot.Window32Size)
 	exit := devices.DebugExit{Exit: func(code int) {
 		m.end(ending{outcome: Outcome{Kind: DebugExit, Code: code, Reason: fmt.Sprintf("the guest exited with code %d", code)}})
@@ -146,17 +157,14 @@ func (m *machine) createVCPUs(sys *kvm.System, n int) error {
 	if err != nil {
 		return err
 	}
-	for id := range n {
-		c, err := m.vm.CreateVCPU(id)
-		if err != nil {
-			return err
-		}
-		v := vcpu.New(id, c, buses{m})
-		m.vcpus = append(m.vcpus, v)
-		if err := v.Reset(vcpu.CPUID(supported, id, n)); err != nil {
-			return err
-		}
+	m.set, err = vcpu.NewSet(vcpu.SetOptions{
+		VMs: m.vms, Homes: make([]int, n), Handler: buses{m},
+		CPUID: func(id int) []kvm.CPUIDEntry { return vcpu.CPUID(supported, id, n) },
+	})
+	if err != nil {
+		return err
 	}
+	m.vcpus = m.set.VCPUs()
 	return nil
 }
 
@@ -202,8 +210,8 @@ func (b buses) MMIO(addr uint64, write bool, p []byte) error {
 // start lets the guest run.
 func (m *machine) start() {
 	m.started = true
+	m.set.Start()
 	for _, v := range m.vcpus {
-		v.Start()
 		go func() {
 			<-v.Done()
 			if e := v.End(); e.Cause != vcpu.Stopped {
@@ -218,9 +226,7 @@ func (m *machine) start() {
 func (m *machine) end(e ending) {
 	select {
 	case m.over <- e:
-		for _, v := range m.vcpus {
-			v.Stop()
-		}
+		m.set.Stop()
 	default:
 	}
 }
@@ -242,9 +248,7 @@ func (m *machine) halt() {
 	if !m.started {
 		return
 	}
-	for _, v := range m.vcpus {
-		v.Stop()
-	}
+	m.set.Stop()
 	if m.serial != nil {
 		m.serial.Close() // frees a vCPU that waits for a slow terminal
 	}
@@ -263,11 +267,11 @@ func (m *machine) close() error {
 	if m.serial != nil {
 		m.serial.Close()
 	}
-	for _, v := range m.vcpus {
-		errs = append(errs, v.Close())
+	if m.set != nil {
+		errs = append(errs, m.set.Close())
 	}
-	if m.vm != nil {
-		errs = append(errs, m.vm.Close())
+	for _, vm := range m.vms {
+		errs = append(errs, vm.Close())
 	}
 	if m.space != nil {
 		errs = append(errs, m.space.Close())
