@@ -9,7 +9,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"disco/host"
+	"disco/integration/bench/locality"
 	"disco/integration/lab"
+	"disco/numa"
 	"disco/vmm"
 )
 
@@ -34,6 +36,8 @@ type world struct {
 	labMissing func() []error        // what the lab lacks
 	newGuest   func(vmm.Config) (guest, error)
 	runLab     func(context.Context, lab.Options) (int, error)
+	topology   func() (*numa.Topology, error)
+	benchNUMA  func(context.Context, locality.Options) (*locality.Results, error)
 }
 
 // here is this process on this machine.
@@ -48,6 +52,8 @@ func here() *world {
 		labMissing: lab.Prerequisites,
 		newGuest:   func(c vmm.Config) (guest, error) { return vmm.New(c) },
 		runLab:     lab.Run,
+		topology:   func() (*numa.Topology, error) { return numa.Read(os.DirFS("/")) },
+		benchNUMA:  locality.Benchmark,
 	}
 }
 
@@ -99,7 +105,7 @@ func newRoot(w *world) *cobra.Command {
 	root.SetCompletionCommandGroupID("program")
 	for group, commands := range map[string][]*cobra.Command{
 		"guests":  {newRun(w).command()},
-		"machine": {labCommand(w), checkCommand(w)},
+		"machine": {labCommand(w), checkCommand(w), benchCommand(w)},
 		"program": {versionCommand()},
 	} {
 		for _, c := range commands {

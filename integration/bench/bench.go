@@ -56,6 +56,11 @@ func AtMost(name string, limit, got float64) Promise {
 	return Promise{Name: name, Want: fmt.Sprintf("≤ %g", limit), Got: got, OK: got <= limit}
 }
 
+// AtLeast promises that got is not below limit.
+func AtLeast(name string, limit, got float64) Promise {
+	return Promise{Name: name, Want: fmt.Sprintf("≥ %g", limit), Got: got, OK: got >= limit}
+}
+
 // NewBar summarizes values, of which there is at least one.
 func NewBar(program string, values []float64) Bar {
 	v := slices.Sorted(slices.Values(values))
@@ -99,6 +104,15 @@ func (r *Result) Print(w io.Writer) error {
 		}
 	}
 	fmt.Fprintln(t)
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return r.PrintPromises(w)
+}
+
+// PrintPromises shows what was promised and what came of it.
+func (r *Result) PrintPromises(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, p := range r.Promises {
 		verdict := "kept"
 		if !p.OK {

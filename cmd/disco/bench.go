@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"disco/integration/bench/locality"
+	"disco/integration/guest/workload"
+	"disco/integration/lab"
+	"disco/numa"
+	"disco/numa/balance"
+	"disco/vmm"
+)
+
+const benchNUMALong = `numa boots a guest on several NUMA nodes for each policy, has it do the same fixed
+work, and says how many of its accesses to memory were local: before anything
+was done, and once the policy had settled. The share is exact: the guest's program
+visits its pages in a known order, and where they are is asked of the kernel.
+
+Policies:
+  off         pages stay on the node that touched them first
+  interleave  pages are spread over the nodes
+  autonuma    one plain KVM VM over all nodes, and the host's numa_balancing
+  migrate     disco moves pages
+  replicate   disco copies pages
+  full        disco does both
+
+Workloads, one thread on each vCPU, all memory first touched by vCPU 0:
+  private     each thread has its own array
+  readshared  all read one table
+  writeshared all add to one region
+  mixed       half of the visits private, 45 % to a table, 5 % to a shared region
+  phase       as private; half-way the threads swap arrays across nodes
+  moving      a guest on one node, moved to another half-way
+
+It prints a table, and writes FILE.json and FILE.svg, the local share over time.
+The line of costs is a model: every access pays its node's latency, Disco's 300
+and 900 ns, and this machine's where they can be measured. It needs root, and
+turns the host's numa_balancing on for autonuma and off for all else; afterwards
+it is as it was.`
+
+const benchNUMAExample = `  disco bench numa
+  disco bench numa --policies off,full --workloads private,readshared
+  disco bench numa --size 256M --rounds 40 --out /tmp/numa
+  disco lab --nodes 4 -- disco bench numa`
+
+const benchExitCodes = `Exit codes: 0 if it ran, promises kept or not; 1 if a guest's memory was found wrong or
+a guest was lost; 2 if the command line is wrong; 3 if this host lacks something;
+130 if it was interrupted.`
+
+func benchCommand(w *world) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure what disco does for guests on this machine",
+		Long:  "bench measures on this machine what disco promises.",
+		Args:  cobra.NoArgs,
+		Run:   func(c *cobra.Command, _ []string) { _ = c.Help() },
+	}
+	c.AddCommand((&benchNUMA{world: w}).command())
+	return c
+}
+
+// benchNUMA is one `disco bench numa`.
+type benchNUMA struct {
+	*world
+	o        locality.Options
+	nodes    []numa.Node
+	fake     int
+	out      string
+	problems []error
+}
+
+func (b *benchNUMA) command() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "numa [flags]",
+		Short:   "Measure how many of a guest's accesses are local, by policy",
+		Long:    benchNUMALong + "\n\n" + benchExitCodes,
+		Example: benchNUMAExample,
+		Args:    noWords,
+		RunE:    func(c *cobra.Command, _ []string) error { return b.run(c.Context()) },
+	}
+	f := c.Flags()
+	f.SortFlags = false
+	var noted []string
+	flag := func(name, kind, text string, set func(string) error, usage string) {
+		f.Var(&value{name: name, kind: kind, text: text, set: set, problems: &b.problems}, name, usage)
+		noted = append(noted, name)
+	}
+	flag("nodes", "LIST", "", into(&b.nodes, parseNodes), "use these NUMA nodes, such as 0,1 (default all with CPUs and memory)")
+	flag("fake-nodes", "N", "", into(&b.fake, positive), "split one node into N, to try the mechanism where there is only one; what is local then says nothing about this machine")
+	flag("policies", "LIST", "", into(&b.o.Policies, locality.ParsePolicies), "measure these policies, such as off,full (default all)")
+	flag("workloads", "LIST", "", into(&b.o.Workloads, parseWorkloads), "run these workloads (default all)")
+	flag("cpus", "N", "", into(&b.o.CPUs, positive), "the guest's CPUs, a multiple of the nodes (default two for each node, or one)")
+	flag("memory", "SIZE", "", into(&b.o.Memory, parseSize), "the guest's memory (default what the workloads need)")
+	flag("size", "SIZE", "8M", into(&b.o.Size, parseSize), "each thread's array; tables are four times as large. On a real machine choose more than the caches hold")
+	flag("rounds", "N", "24", into(&b.o.Rounds, positive), "looks at where the pages are, in each workload; twice as many where something changes half-way")
+	flag("visits", "N", "", into(&b.o.Visits, positive), fmt.Sprintf("page visits of each thread in each round, %d accesses each (default what takes --round-time under the first policy)", workload.VisitAccesses))
+	flag("round-time", "DURATION", "250ms", into(&b.o.RoundTime, positiveTime), "how long a round is meant to take")
+	f.BoolVar(&b.o.Huge, "guest-huge", false, "the guest's program uses 2 MiB pages")
+	flag("tick", "DURATION", "", into(&b.o.Thresholds.Tick, positiveTime), "how often disco's policies look and act (default "+balance.Default().Tick.String()+")")
+	flag("boot-timeout", "DURATION", "2m", into(&b.o.BootTimeout, positiveTime), "how long a guest may take to come up before it is booted once more")
+	f.StringVar(&b.o.Kernel, "kernel", "", "the guest's kernel in `FILE` (default: the default guest's)")
+	f.StringVar(&b.o.Initrd, "initrd", "", "the guest's initrd in `FILE` (default: numa.img beside the default guest's)")
+	f.StringVar(&b.out, "out", "numa", "write `FILE`.json and FILE.svg")
+	for _, name := range noted {
+		// It fails only for a flag that does not exist.
+		if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
+			panic(err)
+		}
+	}
+	return c
+}
+
+// into makes a flag's setter of a parser.
+func into[T any](p *T, parse func(string) (T, error)) func(string) error {
+	return func(s string) error {
+		x, err := parse(s)
+		if err == nil {
+			*p = x
+		}
+		return err
+	}
+}
+
+func positive(s string) (int, error) {
+	n, err := parseCount(s)
+	if err == nil && n < 1 {
+		err = errors.New("use a positive number")
+	}
+	return n, err
+}
+
+func positiveTime(s string) (time.Duration, error) {
+	d, err := parseDuration(s)
+	if err == nil && d <= 0 {
+		err = errors.New("use a positive one")
+	}
+	return d, err
+}
+
+func parseNodes(s string) ([]numa.Node, error) {
+	var nodes []numa.Node
+	for word := range strings.SplitSeq(s, ",") {
+		n, err := strconv.ParseUint(word, 10, 16)
+		if err != nil {
+			return nil, errors.New("not a list of nodes; write one like 0,1")
+		}
+		nodes = append(nodes, numa.Node(n))
+	}
+	return nodes, nil
+}
+
+func parseWorkloads(s string) ([]string, error) { return locality.ParseWorkloads(s, workload.Names) }
+
+// run completes the options, checks everything and measures.
+func (b *benchNUMA) run(ctx context.Context) error {
+	t, err := b.topology()
+	if err != nil {
+		return &vmm.HostError{Err: err}
+	}
+	if b.fake > 0 {
+		if t, err = t.Fake(b.fake); err != nil {
+			b.problems = append(b.problems, err)
+			return &vmm.ConfigError{Problems: b.problems}
+		}
+	}
+	b.o.Topology, b.o.Nodes, b.o.Progress = t, b.nodes, b.stderr
+	inLab := b.getenv(lab.InLab) != ""
+	b.o.Emulated = inLab
+	b.o.Cmdline = "quiet loglevel=3"
+	if inLab {
+		b.o.Cmdline += " nohz=off" // docs/decisions/004-ticks-in-the-lab.md
+	}
+	problems := b.problems
+	if err := b.o.Check(); err != nil {
+		problems = append(problems, err)
+	}
+	if err := checkReport(b.out + ".json"); err != nil {
+		problems = append(problems, err)
+	}
+	if problems != nil {
+		return &vmm.ConfigError{Problems: problems}
+	}
+	if err := b.artefacts(); err != nil {
+		return &vmm.HostError{Err: err}
+	}
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	results, err := b.benchNUMA(ctx, b.o)
+	if results != nil && len(results.Runs) > 0 {
+		err = errors.Join(err, b.report(results, inLab))
+	}
+	switch {
+	case ctx.Err() != nil:
+		return &exitError{130, errors.New("interrupted")}
+	case errors.Is(err, locality.ErrWrong):
+		return &exitError{vmm.ExitCrashed, err}
+	}
+	return err
+}
+
+// artefacts finds the guest's kernel and initrd.
+func (b *benchNUMA) artefacts() error {
+	if b.o.Kernel == "" {
+		b.o.Kernel = b.getenv("DISCO_KERNEL")
+	}
+	if b.o.Kernel == "" {
+		b.o.Kernel = b.find("vmlinuz")
+	}
+	if b.o.Initrd == "" {
+		b.o.Initrd = b.find("numa.img")
+	}
+	if b.o.Kernel == "" || b.o.Initrd == "" {
+		return errors.New("the benchmark's guest is not there: run `make guest` in disco's source tree, or name a kernel and an initrd by --kernel and --initrd")
+	}
+	return nil
+}
+
+// report prints the results and writes the files.
+func (b *benchNUMA) report(r *locality.Results, inLab bool) error {
+	setting := fmt.Sprintf("A guest with %d CPUs on %s", r.CPUs, b.o.Topology)
+	models := []locality.Model{{Name: "Disco's 300/900 ns", Latency: locality.DiscoLatency}}
+	switch {
+	case inLab:
+		setting += "\nIn the lab, whose CPUs are emulated: shares and counts mean something, times do not; latencies are not measured."
+	case !b.o.Topology.Real():
+		setting += "\nThe nodes are not real: what is local here says nothing about this machine."
+	default:
+		fmt.Fprintln(b.stderr, "bench: measuring this machine's latencies")
+		l, err := locality.Measure(b.o.Topology, b.o.Topology.Nodes())
+		if err != nil {
+			setting += fmt.Sprintf("\nThis machine's latencies could not be measured: %v.", err)
+		} else {
+			models = append(models, locality.Model{Name: "this machine's latencies, " + l.String(), Latency: l.Of})
+		}
+	}
+	if err := r.Print(b.stdout, models, !inLab); err != nil {
+		return err
+	}
+	fmt.Fprintln(b.stdout)
+	res := r.Result(setting)
+	if err := res.PrintPromises(b.stdout); err != nil {
+		return err
+	}
+	if err := res.Write(b.out + ".json"); err != nil {
+		return err
+	}
+	return writeChart(b.out+".svg", func(w io.Writer) error { return r.Chart(w, "Local accesses over the work done") })
+}
+
+func writeChart(path string, draw func(io.Writer) error) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(draw(f), f.Close())
+}

@@ -1,0 +1,171 @@
+package locality
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"disco/integration/guest/workload"
+	"disco/memory"
+	"disco/numa"
+	"disco/vmm"
+	"disco/vmm/boot"
+)
+
+// patience is how long a guest that is up may be silent.
+const patience = 5 * time.Minute
+
+// machine is a guest whose program has said hello.
+type machine struct {
+	*vmm.Guest
+	conn   *workload.Conn
+	stream net.Conn
+	dir    string
+	ram    []memory.Range
+	nodes  []numa.Node
+	grown  []int64 // second-level tables before the guest
+	ended  chan struct{}
+	end    vmm.Outcome
+	failed error
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// start boots a guest for policy p, thin on the first node only.
+func start(ctx context.Context, o *Options, p Policy, thin bool) (_ *machine, err error) {
+	m := &machine{ended: make(chan struct{}), nodes: o.Nodes}
+	if m.dir, err = os.MkdirTemp("", "disco-bench-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.close())
+		}
+	}()
+	m.ram = boot.RAM(o.Memory)
+	m.grown, _ = secPageTables(o.Nodes)
+	cfg := o.config(p, thin)
+	cfg.Vsock = filepath.Join(m.dir, "vsock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("%s_%d", cfg.Vsock, workload.Port), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	if m.Guest, err = vmm.New(cfg); err != nil {
+		return nil, err
+	}
+	m.ctx, m.cancel = context.WithCancel(ctx)
+	go func() {
+		defer close(m.ended)
+		m.end, m.failed = m.Run(m.ctx)
+	}()
+	if err := m.accept(ctx, l, o.BootTimeout); err != nil {
+		return nil, err
+	}
+	h, err := m.conn.Hello()
+	if err != nil {
+		return nil, m.why(err)
+	}
+	if h.CPUs != cfg.CPUs {
+		return nil, fmt.Errorf("the guest found %d of its %d CPUs", h.CPUs, cfg.CPUs)
+	}
+	return m, nil
+}
+
+// accept waits for the guest to connect.
+func (m *machine) accept(ctx context.Context, l *net.UnixListener, timeout time.Duration) error {
+	if err := l.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	came := make(chan struct{})
+	defer close(came)
+	go func() {
+		select {
+		case <-m.ended:
+		case <-ctx.Done():
+		case <-came:
+		}
+		l.Close()
+	}()
+	c, err := l.Accept()
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("the guest did not come up in %v", timeout)
+	case err != nil:
+		return m.why(err)
+	}
+	m.stream = c
+	go func() {
+		// A guest that is gone, or a person who has had enough, ends all waiting.
+		select {
+		case <-m.ended:
+		case <-ctx.Done():
+		}
+		c.Close()
+	}()
+	m.conn = workload.NewConn(patient{c})
+	return nil
+}
+
+// why is err, or what the guest's end says better.
+func (m *machine) why(err error) error {
+	select {
+	case <-m.ended:
+	case <-time.After(time.Second):
+		return err
+	}
+	if m.failed != nil {
+		return m.failed
+	}
+	return fmt.Errorf("the guest is gone: %v %s", m.end.Kind, m.end.Reason)
+}
+
+// patient is a stream on which silence is an error.
+type patient struct{ net.Conn }
+
+func (p patient) Read(b []byte) (int, error) {
+	if err := p.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return 0, err
+	}
+	return p.Conn.Read(b)
+}
+
+// close lets a guest that was told bye power off, and ends any other.
+func (m *machine) close() error {
+	var errs []error
+	if m.Guest != nil {
+		select {
+		case <-m.ended:
+		case <-m.ctx.Done():
+		case <-time.After(leave):
+		}
+		m.Kill("the benchmark is over")
+		<-m.ended
+		m.cancel()
+		if m.stream != nil {
+			m.stream.Close()
+		}
+		errs = append(errs, m.failed, m.Guest.Close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(m.dir))...)
+}
+
+// leave is how long a guest may take to power off.
+const leave = 5 * time.Second
+
+// tables is what second-level page tables the guest has by now.
+func (m *machine) tables(p Policy, thin bool) Tables {
+	t := Tables{Policy: p, Thin: thin, Nodes: m.nodes}
+	if now, ok := secPageTables(m.nodes); ok && m.grown != nil {
+		for i := range now {
+			t.Grown = append(t.Grown, now[i]-m.grown[i])
+		}
+	}
+	return t
+}
