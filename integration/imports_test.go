@@ -12,7 +12,8 @@ import (
 // docs/ARCHITECTURE.md first. Test helpers (…test) and commands stand outside.
 var mayImport = map[string][]string{
 	"memory/arena":                 {},
-	"memory":                       {"memory/arena"},
+	"memory/uffd":                  {},
+	"memory":                       {"memory/arena", "memory/uffd", "numa"},
 	"devices":                      {},
 	"devices/pci":                  {"devices"},
 	"disk":                         {},
@@ -20,19 +21,19 @@ var mayImport = map[string][]string{
 	"numa":                         {},
 	"net/tap":                      {"net/frame"},
 	"net/user":                     {"net/frame"},
-	"virtio":                       {"memory", "memory/arena", "devices", "devices/pci"},
-	"virtio/blk":                   {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
-	"virtio/console":               {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
-	"virtio/net":                   {"virtio", "memory", "memory/arena", "devices", "devices/pci", "net/frame"},
-	"virtio/rng":                   {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
-	"virtio/vsock":                 {"virtio", "memory", "memory/arena", "devices", "devices/pci"},
+	"virtio":                       {"memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
+	"virtio/blk":                   {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
+	"virtio/console":               {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
+	"virtio/net":                   {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci", "net/frame"},
+	"virtio/rng":                   {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
+	"virtio/vsock":                 {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
 	"vcpu/kvm":                     {},
 	"vcpu":                         {"vcpu/kvm"},
-	"vmm/boot":                     {"memory", "memory/arena"},
+	"vmm/boot":                     {"memory", "memory/arena", "memory/uffd", "numa"},
 	"integration/initramfs":        {"integration/initramfs/insmod"},
 	"integration/initramfs/insmod": {},
 	"integration/tiny":             {},
-	"integration/lab":              {"integration/initramfs", "integration/initramfs/insmod", "vmm/boot", "memory", "memory/arena"},
+	"integration/lab":              {"integration/initramfs", "integration/initramfs/insmod", "vmm/boot", "memory", "memory/arena", "memory/uffd", "numa"},
 }
 
 // anyBut are the packages that may import anything except what is listed.

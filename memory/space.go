@@ -1,30 +1,81 @@
-// Package memory holds what a guest takes for its physical memory.
+// Package memory holds what a guest takes for its physical memory, and moves and
+// copies it between NUMA nodes while the guest uses it.
 //
-// A [Space] maps guest-physical addresses ([GPA]) to bytes of an arena. A
-// [View] is the host-virtual window through which one KVM VM sees the same
-// pages; KVM follows a View through the kernel's MMU notifiers, so a slot is
-// registered once and never changed.
+// A [Space] maps guest-physical addresses ([GPA]) to bytes. It has one Home, a
+// file as sparse as the guest's RAM, with the canonical copy of every page: PPN
+// i lies at offset i. A [View] is the host-virtual window through which one KVM
+// VM sees it; KVM follows a View through the kernel's MMU notifiers, so a slot
+// is registered once and never changed.
 //
 // Devices reach guest memory only by [Space.ReadAt], [Space.WriteAt] and
 // [Space.Pin]. Every address and length they pass on from a guest is checked
-// here: nothing outside RAM is ever handed out.
+// here: nothing outside RAM is ever handed out. The monitor's addresses of
+// pages never change, whatever moves.
 //
-// Not done here: KVM (memory never calls it), virtio, disks, and any policy.
-// Pages do not move yet, so a Pin costs a bounds check and a count; the count
-// is what the page states of migration and replication will build on.
+// # Thin and tracked
+//
+// A thin Space has one View and no states: no tables, no faults, no cost. A
+// tracked Space has a View per node and a state per page:
+//
+//		            Guard                  Replicate
+//		 Private ──────────► Guarded ───────────────────► Replicated
+//		  ▲ ▲ ▲                 │                             │  ▲
+//		  │ │ └─────────────────┘                             │  │ Replicate
+//		  │ │   Unguard, store, Pin(Write), WriteAt           └──┘ on one more node
+//		  │ └─────────────────────────────────────────────────┤
+//		  │     Collapse, store, Pin(Write), WriteAt, Reclaim │
+//		  └──────────────────────────────── Shared ◄──────────┘
+//		        the same                             Share (also from Private, Guarded)
+//
+//	  - Private: every View that has the page mapped maps the canonical copy, and
+//	    may write it (where a protection is left over, the first store lifts it).
+//	  - Guarded: the same, but write-protected in every View: the first store is
+//	    reported and makes it Private.
+//	  - Replicated: write-protected in every View, and some Views map a copy of
+//	    their node's own instead. The canonical copy is equal to all of them.
+//	  - Shared: write-protected in every View, and all of them, and the monitor,
+//	    map a page of another arena. Home has no page.
+//
+// Migrate moves the canonical copy to another node in any state: the kernel does
+// that under all mappings at once.
+//
+// # Order of locks
+//
+//  1. block.mu, one per 2 MiB of RAM: held by whoever changes states or mappings
+//     there, and while a fault there is answered. Never two at a time.
+//  2. View.mu: one move of mappings at a time in each View.
+//  3. Space.edges: which pages are mapped away from Home. Short.
+//  4. Space.kernel: the arguments of a system call on Home. Never with another
+//     taken inside.
+//
+// A goroutine that reads faults never waits for a lock: if the block's is taken
+// it leaves the fault alone, and whoever unlocks wakes the thread, which tries
+// again. It must be so, because moving a mapping waits until that goroutine has
+// read of it. What takes a move is handed to the View's second goroutine.
+// Nothing waits for a fault with a lock held, as nothing here touches a View.
+//
+// Not done here: KVM (memory never calls it), virtio, disks, and any policy:
+// which page is worth watching or moving is asked of nobody.
 package memory
 
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"disco/memory/arena"
+	"disco/numa"
 )
 
 // GPA is a guest-physical address in bytes.
 type GPA uint64
+
+// PPN is a guest page number: a GPA divided by the page size.
+type PPN uint64
 
 // Access says what a device will do to the bytes that it pins.
 type Access int
@@ -45,40 +96,173 @@ type Range struct {
 // End is the first address after the range.
 func (r Range) End() GPA { return r.Start + GPA(r.Size) }
 
-// ErrNotRAM is returned for an address range that is not wholly guest RAM.
-var ErrNotRAM = errors.New("not guest RAM")
+// Errors that tell the caller to do something else, or the same later.
+var (
+	// ErrNotRAM is returned for an address range that is not wholly guest RAM.
+	ErrNotRAM = errors.New("not guest RAM")
+	// ErrBudget says that no more pieces may be mapped away from Home.
+	ErrBudget = errors.New("out of memory mappings: raise sysctl vm.max_map_count")
+	// ErrNodeFull says that the node has no memory for a copy or for more pages.
+	ErrNodeFull = errors.New("the node's memory is full")
+	// ErrPinned says that devices write to all of the pages just now.
+	ErrPinned = errors.New("pinned by a device")
+	// ErrBusy says that the kernel could not move the pages just now.
+	ErrBusy = errors.New("pages are busy")
+	// ErrNotTracked is returned by what needs page states from a thin Space.
+	ErrNotTracked = errors.New("memory is not tracked")
+)
 
-// Space is one guest's memory. PPN i lives at offset i of its Home, an arena of
-// its own that is as sparse as the guest's RAM, so a GPA is an arena offset.
+// Huge is the size of pages; see package arena.
+type Huge = arena.Huge
+
+// The sizes of pages.
+const (
+	HugeTHP = arena.HugeTHP
+	HugeOff = arena.HugeOff
+)
+
+// Options say how a Space is made.
+type Options struct {
+	// Name is shown in /proc/PID/maps.
+	Name string
+	// RAM is the memory map: page-aligned, ascending, disjoint.
+	RAM []Range
+	// Topology is what Nodes are of. Without one, places are not looked at.
+	Topology *numa.Topology
+	// Nodes are those whose CPUs run the guest, each once.
+	Nodes []numa.Node
+	// Place says where pages are made.
+	Place Placement
+	// Tracked is page states, and a View for each of Nodes, in their order.
+	// Otherwise there is one View.
+	Tracked bool
+	// HostBalancing leaves it to the kernel's NUMA balancing (sysctl
+	// kernel.numa_balancing) where pages are, among Nodes. Not with Tracked.
+	HostBalancing bool
+	// Huge is the size of pages. In a tracked Space what a fault maps, or what is
+	// replicated, is mapped by 4 KiB; the canonical copy stays as large as it is,
+	// and migrates whole.
+	Huge Huge
+	// Log gets what the host should know. None is fine.
+	Log *slog.Logger
+}
+
+// MaxViews is the largest number of Nodes of a tracked Space.
+const MaxViews = 16
+
+// Space is one guest's memory.
 //
 // All methods but Close may be called from many goroutines. Concurrent access
 // to the same guest bytes is the guest's own race, as on real hardware.
 type Space struct {
 	home *arena.Arena
 	ram  []Range
+	opt  Options
+	log  *slog.Logger
 	pins atomic.Int64
 	view []*View
+	node atomic.Int64 // where a Bound guest's pages are made
+
+	// The rest is for a tracked Space only.
+	words    []atomic.Uint64 // by PPN; see word
+	blocks   []block
+	edges    sync.Mutex
+	stamp    atomic.Uint64
+	onTouch  atomic.Pointer[func(Touch)]
+	threads  atomic.Pointer[[]thread]
+	counters counters
+	workers  sync.WaitGroup
+	readers  sync.WaitGroup
+
+	kernel  sync.Mutex // home's batch, and what follows
+	places  [arena.Batch]int
+	there   [arena.Batch]bool
+	where   []int8 // fake nodes: 1 + the node, by PPN; 0: not known yet
+	pagemap *os.File
+	entry   [8]byte
 }
 
-// New makes a Space with the given RAM, zeroed. Ranges are page-aligned,
-// ascending and disjoint. The caller owns the Space and must Close it after
-// the KVM VMs that use its Views are gone.
+// New makes a thin Space with the given RAM, zeroed, and no View yet. Ranges are
+// page-aligned, ascending and disjoint. The caller owns the Space and must Close
+// it after the KVM VMs that use its Views are gone.
 func New(name string, ram []Range) (*Space, error) {
-	if len(ram) == 0 {
+	return newSpace(Options{Name: name, RAM: ram})
+}
+
+// Open makes a Space and its Views. The caller owns it and must Close it after
+// the KVM VMs that use its Views are gone.
+func Open(o Options) (_ *Space, err error) {
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("memory: %w", err)
+	}
+	s, err := newSpace(o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := s.place(); err != nil {
+		return nil, err
+	}
+	if o.Tracked {
+		return s, s.track()
+	}
+	_, err = s.NewView()
+	return s, err
+}
+
+func (o *Options) check() error {
+	for i, n := range o.Nodes {
+		if o.Topology == nil {
+			return errors.New("nodes without a topology")
+		}
+		if !o.Topology.Has(n) {
+			return fmt.Errorf("no node %d among %v", n, o.Topology.Nodes())
+		}
+		if slices.Contains(o.Nodes[:i], n) {
+			return fmt.Errorf("node %d is given twice", n)
+		}
+	}
+	switch {
+	case o.Place != FirstTouch && len(o.Nodes) == 0:
+		return errors.New("no nodes to place pages on")
+	case o.Place < FirstTouch || o.Place > Interleaved:
+		return fmt.Errorf("no placement %d", o.Place)
+	case o.HostBalancing && len(o.Nodes) == 0:
+		return errors.New("no nodes for the kernel to balance")
+	case o.HostBalancing && o.Tracked:
+		return errors.New("either the kernel balances pages or they are tracked")
+	case o.Tracked && len(o.Nodes) == 0:
+		return errors.New("no nodes to track pages on")
+	case o.Tracked && len(o.Nodes) > MaxViews:
+		return fmt.Errorf("%d nodes to track pages on, at most %d", len(o.Nodes), MaxViews)
+	}
+	return nil
+}
+
+func newSpace(o Options) (*Space, error) {
+	if len(o.RAM) == 0 {
 		return nil, errors.New("memory: no RAM ranges")
 	}
 	var top GPA
-	for _, r := range ram {
+	for _, r := range o.RAM {
 		if r.Size == 0 || r.Start%arena.PageSize != 0 || r.Size%arena.PageSize != 0 || r.Start < top || r.End() < r.Start {
 			return nil, fmt.Errorf("memory: RAM range %#x+%#x is empty, unaligned or out of order", uint64(r.Start), r.Size)
 		}
 		top = r.End()
 	}
-	home, err := arena.New(name, uint64(top))
+	home, err := arena.New(o.Name, uint64(top), o.Huge)
 	if err != nil {
 		return nil, err
 	}
-	return &Space{home: home, ram: slices.Clone(ram)}, nil
+	s := &Space{home: home, ram: slices.Clone(o.RAM), opt: o, log: o.Log}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s, nil
 }
 
 // RAM is the guest's memory map, ascending. The caller must not change it.
@@ -102,6 +286,18 @@ func (s *Space) bytes(a GPA, n int) ([]byte, error) {
 	return nil, ErrNotRAM
 }
 
+// run returns ErrNotRAM unless the n pages at p, one or more, are RAM, in one
+// range.
+func (s *Space) run(p PPN, n int) error {
+	for _, r := range s.ram {
+		first, end := PPN(r.Start/arena.PageSize), PPN(r.End()/arena.PageSize)
+		if p >= first && p < end && n > 0 && uint64(n) <= uint64(end-p) {
+			return nil
+		}
+	}
+	return ErrNotRAM
+}
+
 // ReadAt fills p from guest memory at a. It returns ErrNotRAM, and reads
 // nothing, if any byte lies outside RAM.
 func (s *Space) ReadAt(p []byte, a GPA) error {
@@ -120,60 +316,34 @@ func (s *Space) WriteAt(p []byte, a GPA) error {
 	if err != nil {
 		return err
 	}
+	if err := s.pinWrite(a, len(p)); err != nil {
+		return err
+	}
 	copy(b, p)
+	s.unpinWrite(a, len(p))
 	return nil
 }
 
-// Pin appends to dst the pieces of the monitor's mapping that hold the n bytes
-// at a, in order, and keeps their pages where they are until Unpin is called
-// with the same a and n. With Write, sharing is broken first. A pin may be held
-// for long (rings are). It returns ErrNotRAM, dst as it was, and pins nothing
-// if any byte lies outside RAM. It does not allocate when dst has room.
-func (s *Space) Pin(dst [][]byte, a GPA, n int, _ Access) ([][]byte, error) {
-	b, err := s.bytes(a, n)
-	if err != nil {
-		return dst, err
-	}
-	s.pins.Add(1)
-	return append(dst, b), nil
-}
-
-// Unpin ends one Pin of the same a and n.
-func (s *Space) Unpin(_ GPA, _ int) {
-	if s.pins.Add(-1) < 0 {
-		panic("memory: Unpin without Pin")
-	}
-}
-
-// Pins is the number of pins now held: zero when no device is running.
-func (s *Space) Pins() int64 { return s.pins.Load() }
-
-// View is the window through which one KVM VM sees the guest's RAM: GPA a is
-// at host-virtual address Base()+a. The monitor itself never touches it.
-type View struct{ window []byte }
-
-// NewView maps a further window on the guest's RAM. It lives until the Space is
-// closed. NewView is for one goroutine, while the guest is built.
-func (s *Space) NewView() (*View, error) {
-	b, err := s.home.Map()
-	if err != nil {
-		return nil, err
-	}
-	v := &View{window: b}
-	s.view = append(s.view, v)
-	return v, nil
-}
-
-// Bytes is the window, for KVM_SET_USER_MEMORY_REGION only: reading or writing
-// it from Go can hang the process (see package arena).
-func (v *View) Bytes() []byte { return v.window }
-
-// Close unmaps every View and frees the memory. Everything pinned must have
-// been unpinned, and no KVM VM may run on a View.
+// Close stops answering faults, unmaps every View and frees the memory.
+// Everything pinned must have been unpinned, and no KVM VM may run on a View.
 func (s *Space) Close() error {
+	// The goroutines that collapse need those that read.
+	for _, v := range s.view {
+		if v.quit != nil {
+			close(v.quit)
+		}
+	}
+	s.workers.Wait()
 	var errs []error
 	for _, v := range s.view {
-		errs = append(errs, arena.Unmap(v.window))
+		errs = append(errs, v.stop())
+	}
+	s.readers.Wait()
+	for _, v := range s.view {
+		errs = append(errs, v.close())
+	}
+	if s.pagemap != nil {
+		errs = append(errs, s.pagemap.Close())
 	}
 	return errors.Join(append(errs, s.home.Close())...)
 }

@@ -63,7 +63,7 @@ func TestPinChecksEveryAddress(t *testing.T) {
 		if len(got) != 1 || len(got[0]) != c.n || cap(got[0]) != c.n {
 			t.Errorf("%s: pinned %d pieces", c.name, len(got))
 		}
-		s.Unpin(c.a, c.n)
+		s.Unpin(c.a, c.n, Write)
 	}
 }
 
@@ -129,7 +129,7 @@ func TestUnpinWithoutPinIsOurBug(t *testing.T) {
 		}
 		s.pins.Store(0)
 	}()
-	s.Unpin(0, 1)
+	s.Unpin(0, 1, Read)
 }
 
 func TestPinDoesNotAllocate(t *testing.T) {
@@ -139,7 +139,7 @@ func TestPinDoesNotAllocate(t *testing.T) {
 		if _, err := s.Pin(dst, 4*mib, 4096, Read); err != nil {
 			t.Fatal(err)
 		}
-		s.Unpin(4*mib, 4096)
+		s.Unpin(4*mib, 4096, Read)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

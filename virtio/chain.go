@@ -46,7 +46,7 @@ func (c *Chain) add(s *memory.Space, d descriptor) error {
 		return fmt.Errorf("buffer %#x+%#x: %w", uint64(d.addr), d.len, err)
 	}
 	c.segments = segments
-	c.pins = append(c.pins, pin{d.addr, int(d.len)})
+	c.pins = append(c.pins, pin{d.addr, int(d.len), acc})
 	if acc == memory.Read {
 		c.readable = len(segments)
 	}
@@ -56,7 +56,7 @@ func (c *Chain) add(s *memory.Space, d descriptor) error {
 // clear unpins everything.
 func (c *Chain) clear(s *memory.Space) {
 	for _, p := range c.pins {
-		s.Unpin(p.addr, p.n)
+		s.Unpin(p.addr, p.n, p.acc)
 	}
 	*c = Chain{segments: c.segments[:0], pins: c.pins[:0]}
 }
@@ -64,6 +64,7 @@ func (c *Chain) clear(s *memory.Space) {
 type pin struct {
 	addr memory.GPA
 	n    int
+	acc  memory.Access
 }
 
 // Len sums the lengths of buffers.

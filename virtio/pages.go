@@ -20,13 +20,14 @@ import (
 type pages struct {
 	start memory.GPA // of the first page
 	n     int        // bytes pinned
-	first uint32     // offset of the piece in the first page
+	acc   memory.Access
+	first uint32 // offset of the piece in the first page
 	page  []*[arena.PageSize]byte
 }
 
 // pinPages pins the n bytes (more than none) at a.
 func pinPages(s *memory.Space, a memory.GPA, n int, acc memory.Access) (pages, error) {
-	p := pages{first: uint32(a % arena.PageSize)}
+	p := pages{first: uint32(a % arena.PageSize), acc: acc}
 	p.start = a - memory.GPA(p.first)
 	p.n = (int(p.first) + n + arena.PageSize - 1) &^ (arena.PageSize - 1)
 	segments, err := s.Pin(nil, p.start, p.n, acc)
@@ -43,7 +44,7 @@ func pinPages(s *memory.Space, a memory.GPA, n int, acc memory.Access) (pages, e
 
 func (p *pages) unpin(s *memory.Space) {
 	if p.page != nil {
-		s.Unpin(p.start, p.n)
+		s.Unpin(p.start, p.n, p.acc)
 		p.page = nil
 	}
 }

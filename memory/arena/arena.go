@@ -1,6 +1,7 @@
 // Package arena owns the files that guest memory lives in: memfds, the monitor's
 // own linear mapping of each, and the further mappings (Views are built from
-// them) through which KVM sees the same pages.
+// them) through which KVM sees the same pages; on which node their pages are
+// made and moved to; and the budget of mappings of the process.
 //
 // The monitor reads and writes guest bytes only through [Arena.Bytes]. That
 // mapping is never given to KVM and never registered with userfaultfd, so a
@@ -8,6 +9,7 @@
 // for the garbage collector.
 //
 // Not done here: what a page means, who may see it, and where it should live.
+// Nodes are the kernel's own numbers.
 package arena
 
 import (
@@ -24,18 +26,32 @@ const PageSize = 4096
 // hugePageSize is the transparent huge page of x86-64.
 const hugePageSize = 2 << 20
 
+// Huge says how large the pages are.
+type Huge int
+
+const (
+	// HugeTHP asks for transparent huge pages, which a kernel whose shmem_enabled
+	// forbids them does not give.
+	HugeTHP Huge = iota
+	// HugeOff asks for small pages.
+	HugeOff
+)
+
 // Arena is one sparse memfd and the monitor's mapping of all of it.
-// Its methods may be called from many goroutines, except Close.
+// Its methods may be called from many goroutines, except Close and where a
+// method says so.
 type Arena struct {
 	fd    int
 	size  uint64
+	huge  Huge
 	bytes []byte
+	batch batch
 }
 
 // New makes a sparse, unlinked memory file of size bytes (a positive multiple
 // of PageSize) and maps it. name is shown in /proc/PID/maps. The caller owns
 // the Arena and must Close it after every mapping made by Map is gone.
-func New(name string, size uint64) (*Arena, error) {
+func New(name string, size uint64, huge Huge) (*Arena, error) {
 	if size == 0 || size%PageSize != 0 {
 		return nil, fmt.Errorf("arena %s: size %d is no positive multiple of %d", name, size, PageSize)
 	}
@@ -46,7 +62,7 @@ func New(name string, size uint64) (*Arena, error) {
 	if err := unix.Ftruncate(fd, int64(size)); err != nil {
 		return nil, errors.Join(fmt.Errorf("arena %s: size to %d bytes: %w", name, size, err), unix.Close(fd))
 	}
-	a := &Arena{fd: fd, size: size}
+	a := &Arena{fd: fd, size: size, huge: huge}
 	a.bytes, err = a.Map()
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
@@ -68,9 +84,8 @@ func (a *Arena) FD() int { return a.fd }
 // moment: whoever parses what lies there copies it out first.
 func (a *Arena) Bytes() []byte { return a.bytes }
 
-// Map maps the whole file once more, shared, readable and writable, and asks for
-// transparent huge pages behind it. That is advice: a kernel whose shmem_enabled
-// forbids them gives small ones. It needs every mapping's advice, as whichever
+// Map maps the whole file once more, shared, readable and writable, with the
+// arena's advice on huge pages. It needs every mapping's advice, as whichever
 // touches a page first decides its size, and addresses that differ from file
 // offsets by whole huge pages. The caller owns the mapping and ends it with
 // Unmap.
@@ -98,11 +113,22 @@ func (a *Arena) Map() ([]byte, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("arena: trim a mapping: %w", err), Unmap(b))
 	}
-	// EINVAL is a kernel built without huge pages.
-	if err := unix.Madvise(b, unix.MADV_HUGEPAGE); err != nil && err != unix.EINVAL {
-		return nil, errors.Join(fmt.Errorf("arena: advise huge pages: %w", err), Unmap(b))
+	if err := a.advise(b); err != nil {
+		return nil, errors.Join(err, Unmap(b))
 	}
 	return b, nil
+}
+
+func (a *Arena) advise(b []byte) error {
+	advice := unix.MADV_HUGEPAGE
+	if a.huge == HugeOff {
+		advice = unix.MADV_NOHUGEPAGE
+	}
+	// EINVAL is a kernel built without huge pages.
+	if err := unix.Madvise(b, advice); err != nil && err != unix.EINVAL {
+		return fmt.Errorf("arena: advise on huge pages: %w", err)
+	}
+	return nil
 }
 
 // Unmap ends a mapping made by Map.

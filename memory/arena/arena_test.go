@@ -6,7 +6,7 @@ import (
 )
 
 func TestMappingsShowTheSameBytes(t *testing.T) {
-	a, err := New("test", 3*hugePageSize+PageSize)
+	a, err := New("test", 3*hugePageSize+PageSize, HugeTHP)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func TestMappingsShowTheSameBytes(t *testing.T) {
 }
 
 func TestMappingsAreAlignedForHugePages(t *testing.T) {
-	a, err := New("test", PageSize)
+	a, err := New("test", PageSize, HugeTHP)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func TestMappingsAreAlignedForHugePages(t *testing.T) {
 
 func TestNewRefusesBadSizes(t *testing.T) {
 	for _, size := range []uint64{0, 1, PageSize + 1, 1 << 63} {
-		if a, err := New("test", size); err == nil {
+		if a, err := New("test", size, HugeTHP); err == nil {
 			a.Close()
 			t.Errorf("size %d was taken", size)
 		}

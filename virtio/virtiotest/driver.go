@@ -176,7 +176,7 @@ func (d *Driver) Stop() {
 	}
 	d.queues = nil
 	for _, b := range d.pins {
-		d.Space.Unpin(b.addr, b.n)
+		d.Space.Unpin(b.addr, b.n, memory.Write)
 	}
 	d.pins = nil
 	if n := d.Space.Pins(); n != 0 {

@@ -1,0 +1,228 @@
+package memory
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"disco/memory/arena"
+	"disco/numa"
+)
+
+// Replicate gives the View of node on its own copies of n pages from p, until
+// something writes to them. Pages that are not there yet and those that have a
+// copy there already are left out, and so are those that devices write: done
+// counts the others. It returns ErrPinned if these were all, ErrBudget, or
+// ErrNodeFull; done may be more than 0 then.
+func (s *Space) Replicate(p PPN, n int, on numa.Node) (done int, err error) {
+	v, err := s.viewOn(on)
+	if err == nil {
+		err = s.run(p, n)
+	}
+	pinned := 0
+	for n > 0 && err == nil {
+		m := chunk(p, n)
+		s.block(p).mu.Lock()
+		var d, held int
+		d, held, err = v.replicate(p, m)
+		s.unlock(p)
+		done, pinned = done+d, pinned+held
+		p, n = p+PPN(m), n-m
+	}
+	s.counters.replicated.Add(uint64(done))
+	if err != nil {
+		s.counters.failed.Add(1)
+	} else if done == 0 && pinned > 0 {
+		err = ErrPinned
+	}
+	return done, err
+}
+
+// replicate does it for pages of one block, which is locked.
+func (v *View) replicate(p PPN, n int) (done, pinned int, err error) {
+	s := v.space
+	var there [blockPages]bool
+	if err := s.home.Present(there[:n], uint64(p)); err != nil {
+		return 0, 0, err
+	}
+	for i := 0; i < n && err == nil; {
+		first, kind := i, s.word(p+PPN(i))&(stateMask|copyMask)
+		for i < n && there[i] && s.word(p+PPN(i))&(stateMask|copyMask) == kind && !kind.has(v) && kind.state() != Shared {
+			if kind.state() != Replicated {
+				if _, ok := s.claim(p + PPN(i)); !ok {
+					pinned++
+					break
+				}
+			}
+			i++
+		}
+		if i == first {
+			i++
+			continue
+		}
+		if err = v.copyRun(p+PPN(first), i-first, kind); err == nil {
+			done += i - first
+		}
+	}
+	return done, pinned, err
+}
+
+// copyRun does it for pages that are alike: claimed, or Replicated elsewhere.
+func (v *View) copyRun(p PPN, n int, kind word) error {
+	s := v.space
+	// On failure they are what they were, or Private with protections left over.
+	undo := kind
+	defer func() { s.settle(p, n, undo) }()
+	if !arena.VMAs.Reserve(2) {
+		return ErrBudget
+	}
+	if kind.state() == Private {
+		if err := s.protect(p, n, v); err != nil {
+			arena.VMAs.Add(-2)
+			return err
+		}
+	}
+	copy(at(v.copies.Bytes(), p, n), at(s.home.Bytes(), p, n))
+	err := v.local(p, n)
+	if err == nil {
+		err = v.install(v.spare, p, n)
+	}
+	if err != nil {
+		arena.VMAs.Add(-2)
+		return errors.Join(err, v.copies.Punch(uint64(p), n))
+	}
+	v.mark(p, n, true, 2)
+	undo = kind&^stateMask | word(Replicated) | 1<<copyShift<<v.index
+	b := s.block(p)
+	b.copies.Add(int32(n))
+	v.copied.Add(int64(n))
+	b.stamp.Store(s.stamp.Add(1))
+	s.counters.copied.Add(uint64(n) * arena.PageSize)
+	return nil
+}
+
+// local returns ErrNodeFull if the kernel had to make a copy on another node.
+func (v *View) local(p PPN, n int) error {
+	if !v.space.opt.Topology.Real() {
+		return nil
+	}
+	var on [blockPages]int
+	v.mu.Lock() // copies' batch
+	err := v.copies.Locate(on[:n], uint64(p))
+	v.mu.Unlock()
+	for _, k := range on[:n] {
+		if err == nil && k != int(v.node) {
+			err = ErrNodeFull
+		}
+	}
+	return err
+}
+
+// Collapse makes the Replicated and Shared among n pages from p Private; done
+// counts them.
+func (s *Space) Collapse(p PPN, n int) (done int, err error) {
+	err = s.tracked(p, n)
+	for n > 0 && err == nil {
+		m := chunk(p, n)
+		s.block(p).mu.Lock()
+		var d int
+		d, err = s.collapse(p, m)
+		s.unlock(p)
+		done += d
+		p, n = p+PPN(m), n-m
+	}
+	return done, err
+}
+
+// collapse does it for pages of one block, which is locked.
+func (s *Space) collapse(p PPN, n int) (done int, err error) {
+	for q, end := p, p+PPN(n); q < end && err == nil; {
+		first, kind := q, s.word(q)&(stateMask|copyMask)
+		for q < end && s.word(q)&(stateMask|copyMask) == kind {
+			q++
+		}
+		switch kind.state() {
+		case Replicated:
+			err = s.dissolve(first, int(q-first), kind)
+		default:
+			continue
+		}
+		if err == nil {
+			done += int(q - first)
+		}
+	}
+	s.counters.collapsed.Add(uint64(done))
+	return done, err
+}
+
+// dissolve makes pages Private that are Replicated on the same nodes. No store
+// gets through anywhere before every View has the canonical copy: what faults
+// meanwhile waits for the block.
+func (s *Space) dissolve(p PPN, n int, w word) error {
+	for _, v := range s.view {
+		if !w.has(v) {
+			continue
+		}
+		if err := v.restore(p, n); err != nil {
+			return err
+		}
+		v.mark(p, n, false, 0)
+		w &^= 1 << copyShift << v.index
+		s.settle(p, n, w)
+		s.block(p).copies.Add(-int32(n))
+		v.copied.Add(-int64(n))
+		if err := v.copies.Punch(uint64(p), n); err != nil {
+			return err
+		}
+	}
+	s.settle(p, n, word(Private))
+	for _, v := range s.view {
+		// The next access or store would do it, at the price of a fault. Of the two
+		// one does nothing.
+		v.mu.Lock()
+		_, err := v.uf.Continue(at(v.window, p, n))
+		if e := v.uf.Unprotect(at(v.window, p, n)); err == nil {
+			err = e
+		}
+		v.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Reclaim gives back the memory of replicas, of the blocks first where none was
+// made for the longest time, until it has pages of them or there are no more.
+// It returns how many it has given back.
+func (s *Space) Reclaim(pages int) int {
+	type candidate struct {
+		block int
+		stamp uint64
+	}
+	var list []candidate
+	for i := range s.blocks {
+		if s.blocks[i].copies.Load() > 0 {
+			list = append(list, candidate{i, s.blocks[i].stamp.Load()})
+		}
+	}
+	slices.SortFunc(list, func(a, b candidate) int { return cmp.Compare(a.stamp, b.stamp) })
+	freed := 0
+	for _, c := range list {
+		if freed >= pages {
+			break
+		}
+		p := PPN(c.block) * blockPages
+		b := &s.blocks[c.block]
+		b.mu.Lock()
+		before := int(b.copies.Load())
+		_, err := s.collapse(p, chunk(p, len(s.words)-int(p)))
+		freed += before - int(b.copies.Load())
+		s.unlock(p)
+		if err != nil {
+			s.log.Error("replicas can not be given back", "page", uint64(p), "err", err)
+			break
+		}
+	}
+	return freed
+}

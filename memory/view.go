@@ -1,0 +1,237 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"disco/memory/arena"
+	"disco/memory/uffd"
+	"disco/numa"
+)
+
+// View is the window through which one KVM VM sees the guest's RAM: GPA a is
+// at host-virtual address Base()+a. The monitor itself never touches it.
+type View struct {
+	window []byte
+
+	// The rest is for a tracked Space only.
+	space *Space
+	index int
+	node  numa.Node
+	uf    *uffd.FD
+	// What is put into the window comes from mappings of the same files, all of
+	// which only this View's userfaultfd and nobody else knows: a part of one is
+	// filled and protected there, and lent to the window in one step.
+	home   []byte // of Home
+	spare  []byte // of copies
+	copies *arena.Arena
+	slow   chan PPN // faults for the second goroutine
+	quit   chan struct{}
+	copied atomic.Int64 // pages away from Home now
+	mu     sync.Mutex
+	// watched is a bit per page.
+	watched []atomic.Uint64
+	// away is a bit per page that is not mapped from Home; under Space.edges.
+	away []uint64
+	vmas int64 // taken from the budget for that
+}
+
+// NewView maps a further window on a thin Space's RAM. It lives until the Space
+// is closed. NewView is for one goroutine, while the guest is built.
+func (s *Space) NewView() (*View, error) {
+	if s.words != nil {
+		return nil, errors.New("memory: a tracked Space has the Views of its nodes")
+	}
+	b, err := s.home.Map()
+	if err != nil {
+		return nil, err
+	}
+	v := &View{window: b, space: s}
+	s.view = append(s.view, v)
+	return v, nil
+}
+
+// View is the i-th View: for a tracked Space that of Options.Nodes[i].
+func (s *Space) View(i int) *View { return s.view[i] }
+
+// Bytes is the window, for KVM_SET_USER_MEMORY_REGION only: reading or writing
+// it from Go can hang the process (see package arena).
+func (v *View) Bytes() []byte { return v.window }
+
+// track makes the tables and Views of a tracked Space and begins to answer
+// faults.
+func (s *Space) track() error {
+	n := s.home.Size() / arena.PageSize
+	s.words = make([]atomic.Uint64, n)
+	s.blocks = make([]block, (n+blockPages-1)/blockPages)
+	if err := s.budget(); err != nil {
+		return err
+	}
+	for i, node := range s.opt.Nodes {
+		v := &View{space: s, index: i, node: node, slow: make(chan PPN, 1024), quit: make(chan struct{})}
+		v.watched = make([]atomic.Uint64, (n+63)/64)
+		v.away = make([]uint64, (n+63)/64)
+		s.view = append(s.view, v)
+		if err := v.open(); err != nil {
+			return fmt.Errorf("memory: the View of node %d: %w", node, err)
+		}
+		s.readers.Add(1)
+		s.workers.Add(1)
+		go v.read()
+		go v.work()
+	}
+	return nil
+}
+
+func (v *View) open() (err error) {
+	s := v.space
+	// Replicas are mapped by small pages: there may be one of a block or all.
+	if v.copies, err = arena.New(s.opt.Name+"-copies", s.home.Size(), arena.HugeOff); err != nil {
+		return err
+	}
+	if backing, ok := s.opt.Topology.Backing(v.node); ok {
+		if err := v.copies.Place(arena.Preferred, int(backing)); err != nil {
+			return err
+		}
+	}
+	if v.uf, err = uffd.Open(); err != nil {
+		return err
+	}
+	for _, m := range []struct {
+		b *[]byte
+		a *arena.Arena
+	}{{&v.window, s.home}, {&v.home, s.home}, {&v.spare, v.copies}} {
+		if *m.b, err = m.a.Map(); err != nil {
+			return err
+		}
+		if err := v.uf.Register(*m.b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *View) stop() error {
+	if v.uf == nil {
+		return nil
+	}
+	return v.uf.Stop()
+}
+
+func (v *View) close() error {
+	var errs []error
+	for _, b := range [][]byte{v.window, v.home, v.spare} {
+		if b != nil {
+			errs = append(errs, arena.Unmap(b))
+		}
+	}
+	if v.copies != nil {
+		errs = append(errs, v.copies.Close())
+	}
+	if v.uf != nil {
+		errs = append(errs, v.uf.Close())
+	}
+	arena.VMAs.Add(-v.vmas)
+	return errors.Join(errs...)
+}
+
+// at is the part of a mapping that has n pages from p.
+func at(b []byte, p PPN, n int) []byte {
+	return b[uint64(p)*arena.PageSize : (uint64(p)+uint64(n))*arena.PageSize]
+}
+
+// page is the PPN of an address of the window.
+func (v *View) page(addr uintptr) (PPN, bool) {
+	off := addr - uintptr(unsafe.Pointer(unsafe.SliceData(v.window)))
+	return PPN(off / arena.PageSize), off < uintptr(len(v.window))
+}
+
+// wake lets threads that wait for the pages try again.
+func (v *View) wake(p PPN, n int) {
+	n = min(n, int(uint64(len(v.window))/arena.PageSize-uint64(p)))
+	if err := v.uf.Wake(at(v.window, p, n)); err != nil {
+		// The kernel knows no reason to refuse this.
+		panic(fmt.Sprintf("memory: wake page %#x: %v", uint64(p), err))
+	}
+}
+
+// install maps pages of src, one of the View's own mappings, in the window:
+// present, write-protected, all at once. Every one of them must be in the file.
+func (v *View) install(src []byte, p PPN, n int) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	part := at(src, p, n)
+	for done := 0; done < len(part); {
+		m, err := v.uf.Continue(part[done:])
+		if err == nil && m == 0 {
+			err = fmt.Errorf("page %#x is not there", uint64(p)+uint64(done)/arena.PageSize)
+		}
+		if err != nil {
+			return errors.Join(err, arena.Drop(part))
+		}
+		done += m
+	}
+	err := v.uf.Protect(part)
+	if err == nil {
+		err = arena.Lend(at(v.window, p, n), part)
+	}
+	if err != nil {
+		return errors.Join(err, arena.Drop(part))
+	}
+	return nil
+}
+
+// restore maps Home in the window again, with no page present.
+func (v *View) restore(p PPN, n int) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return arena.Duplicate(at(v.window, p, n), at(v.home, p, n))
+}
+
+func (v *View) protect(p PPN, n int) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.uf.Protect(at(v.window, p, n))
+}
+
+func (v *View) unprotect(p PPN, n int) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.uf.Unprotect(at(v.window, p, n))
+}
+
+// mark notes that pages are mapped away from Home, or from Home again, and
+// takes from the budget, or gives back, what mappings that made or saved;
+// reserved is what had been taken for it.
+func (v *View) mark(p PPN, n int, away bool, reserved int64) {
+	v.space.edges.Lock()
+	delta := -v.seams(p, n)
+	for q := p; q < p+PPN(n); q++ {
+		if away {
+			v.away[q/64] |= 1 << (q % 64)
+		} else {
+			v.away[q/64] &^= 1 << (q % 64)
+		}
+	}
+	delta += v.seams(p, n)
+	v.vmas += delta
+	v.space.edges.Unlock()
+	arena.VMAs.Add(delta - reserved)
+}
+
+// seams is how many neighbours among the pages, and with those around them, are
+// not mapped from the same file.
+func (v *View) seams(p PPN, n int) (seams int64) {
+	last := PPN(uint64(len(v.window))/arena.PageSize) - 1
+	for q := max(p, 1); q <= min(p+PPN(n), last); q++ {
+		if v.isAway(q) != v.isAway(q-1) {
+			seams++
+		}
+	}
+	return seams
+}
+
+func (v *View) isAway(p PPN) bool { return v.away[p/64]>>(p%64)&1 != 0 }
