@@ -79,3 +79,46 @@ func CPUID(supported []kvm.CPUIDEntry, id, n int) []kvm.CPUIDEntry {
 	}
 	return out
 }
+
+// Bits that a wide guest does not get.
+const (
+	leafKVMFeatures  = 0x40000001
+	leafAMDFeatures  = 0x80000001
+	featureVMX       = 1 << 5 // leaf 1 ECX
+	featureSVM       = 1 << 2 // leafAMDFeatures ECX
+	kvmAsyncPF       = 1 << 4 // leafKVMFeatures EAX
+	kvmPVUnhalt      = 1 << 7
+	kvmAsyncPFVMExit = 1 << 10
+	kvmAsyncPFInt    = 1 << 14
+	kvmMigration     = 1 << 17
+	kvmClockStable   = 1 << 24
+	kvmNotAcrossVMs  = kvmAsyncPF | kvmPVUnhalt | kvmAsyncPFVMExit | kvmAsyncPFInt | kvmMigration | kvmClockStable
+)
+
+// wideCPUID takes from the leaves of a vCPU, in place, what does not work when a
+// guest has several KVM VMs:
+//
+//   - PV_UNHALT: a kick would wake a relay, which does not tell.
+//   - asynchronous page faults: their tokens are a VM's.
+//   - CLOCKSOURCE_STABLE_BIT: every VM scales kvmclock from its own moment, so
+//     the guest must keep its own last value, by which the clock never goes
+//     back. A guest that has an invariant TSC does not use it.
+//   - nested virtualization, whose state Move does not carry.
+//
+// What stays and looks as if it might not work: PV_SEND_IPI, since its target is
+// the same relay that an ICR write would reach; PV_EOI, steal time and PV TLB
+// flush, since they are words in guest memory that only the live incarnation
+// and the guest use.
+func wideCPUID(entries []kvm.CPUIDEntry) []kvm.CPUIDEntry {
+	for i := range entries {
+		switch e := &entries[i]; e.Function {
+		case leafFeatures:
+			e.Ecx &^= featureVMX
+		case leafAMDFeatures:
+			e.Ecx &^= featureSVM
+		case leafKVMFeatures:
+			e.Eax &^= kvmNotAcrossVMs
+		}
+	}
+	return entries
+}

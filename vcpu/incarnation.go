@@ -21,7 +21,14 @@ type incarnation struct {
 	tid   atomic.Int64 // 0 before the thread runs, gone after it ended
 	kicks sync.Mutex   // held while kicking, so that the thread cannot end and be closed meanwhile
 
-	relay relay // of a vCPU with several incarnations
+	// Of a vCPU with several incarnations:
+
+	relay relay
+	// unborn says that the guest has not started the vCPU through this
+	// incarnation nor, as far as it knows, through another. Only its thread uses
+	// it, and Move while that is parked.
+	unborn bool
+	parked atomic.Bool // the thread waits for the gate to open
 }
 
 // gone is the tid of a thread that has ended.

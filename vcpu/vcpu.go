@@ -85,6 +85,7 @@ type VCPU struct {
 	// entered, if not nil, is called on each thread first.
 	entered func(*incarnation) error
 
+	begun   atomic.Bool // with several incarnations: the guest has started the vCPU
 	stop    atomic.Bool
 	running atomic.Int32 // threads that have not ended
 	first   sync.Once    // sets end
@@ -199,11 +200,6 @@ func (v *VCPU) loop(b *incarnation) End {
 				continue
 			case errors.Is(err, unix.EAGAIN):
 				// An application processor woke for INIT or SIPI.
-				if v.set != nil {
-					if err := v.born(b); err != nil {
-						return v.hostError(err)
-					}
-				}
 				continue
 			}
 			return v.hostError(fmt.Errorf("KVM_RUN: %w", err))

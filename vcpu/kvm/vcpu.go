@@ -87,17 +87,17 @@ type msrTable struct {
 // SetMSRs writes model-specific registers in order. The error names the first
 // one that KVM refused.
 func (c *VCPU) SetMSRs(msrs []MSR) error {
-	if len(msrs) > maxMSRs {
-		return fmt.Errorf("KVM_SET_MSRS: %d entries, at most %d", len(msrs), maxMSRs)
-	}
-	t := &msrTable{n: uint32(len(msrs))}
-	copy(t.entries[:], msrs)
-	n, err := callPtr(c.fd, reqSetMSRs, unsafe.Pointer(t))
-	if err != nil {
-		return fmt.Errorf("KVM_SET_MSRS: %w", err)
-	}
-	if int(n) < len(msrs) {
-		return fmt.Errorf("KVM_SET_MSRS: KVM does not take MSR %#x", msrs[n].Index)
+	for len(msrs) > 0 {
+		t := &msrTable{n: uint32(min(len(msrs), maxMSRs))}
+		copy(t.entries[:], msrs)
+		n, err := callPtr(c.fd, reqSetMSRs, unsafe.Pointer(t))
+		if err != nil {
+			return fmt.Errorf("KVM_SET_MSRS: %w", err)
+		}
+		if uint32(n) < t.n {
+			return fmt.Errorf("KVM_SET_MSRS: KVM does not take MSR %#x", msrs[n].Index)
+		}
+		msrs = msrs[n:]
 	}
 	return nil
 }

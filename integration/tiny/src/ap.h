@@ -53,21 +53,21 @@ trampoline:
         wrmsr
         mov     $0x80000011, %eax       /* PG, ET, PE: long mode at once */
         mov     %eax, %cr0
-        ljmpl   $8, $TRAMPOLINE + (ap_long - trampoline)
+        ljmpl   $16, $TRAMPOLINE + (ap_long - trampoline)
         .code64
 ap_long:
-        mov     $16, %eax
+        mov     $24, %eax
         mov     %eax, %ds
         mov     %eax, %es
         mov     %eax, %ss
         mov     $ap_entry, %eax
         jmp     *%rax
         .balign 8
-ap_gdt: .quad   0
+ap_gdt: .quad   0, 0                    /* selectors as on CPU 0, for its IDT */
         .quad   0x00af9b000000ffff      /* 64-bit code */
         .quad   0x00cf93000000ffff      /* data */
 ap_gdtr:
-        .word   23
+        .word   31
         .long   TRAMPOLINE + (ap_gdt - trampoline)
         .balign 4
 ap_cr3: .long   0

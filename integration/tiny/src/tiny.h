@@ -27,6 +27,9 @@
 #define SPARE_PORT  0x510
 #define SPARE_ADDR  0xdfff0000
 
+/* A write of 1 byte here lets the host's other threads run. */
+#define YIELD_PORT  0x518
+
 /* x2APIC MSRs (Intel SDM vol. 3, table 11-6). */
 #define X2_ID       0x802
 #define X2_EOI      0x80b
@@ -75,6 +78,19 @@ _start:
         .macro  FAIL text:vararg
         SAY     \text
         jmp     failed
+        .endm
+
+/* One turn of a loop that waits, for where many CPUs share few. Keeps all. */
+        .macro  WAIT
+        pause
+        pause
+        pause
+        push    %rax
+        push    %rdx
+        mov     $YIELD_PORT, %edx
+        out     %al, %dx
+        pop     %rdx
+        pop     %rax
         .endm
 
 /* Jumps to the handler from the IDT; see `gate`. */
