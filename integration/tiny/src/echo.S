@@ -36,9 +36,7 @@ main:
         ret
 
 typed:
-        push    %rax
-        push    %rcx
-        push    %rdx
+        SAVE
 1:      mov     $COM1 + LSR, %edx
         in      %dx, %al
         test    $LSR_DATA, %al
@@ -50,11 +48,7 @@ typed:
         jne     1b
         movb    $1, ended
         jmp     1b
-2:      EOI
-        pop     %rdx
-        pop     %rcx
-        pop     %rax
-        iretq
+2:      DISMISS
 
         .section .bss
 ended:  .skip   1

@@ -35,15 +35,9 @@ main:
         ret
 
 got:
-        push    %rax
-        push    %rcx
-        push    %rdx
+        SAVE
         incl    got_count
-        EOI
-        pop     %rdx
-        pop     %rcx
-        pop     %rax
-        iretq
+        DISMISS
 
         .section .bss
         .balign 4

@@ -99,15 +99,9 @@ main:
         ret
 
 got:
-        push    %rax
-        push    %rcx
-        push    %rdx
+        SAVE
         incl    interrupted
-        EOI
-        pop     %rdx
-        pop     %rcx
-        pop     %rax
-        iretq
+        DISMISS
 
         .section .bss
         .balign 4096

@@ -55,18 +55,12 @@ arm:    rdtsc
         ret
 
 tick:
-        push    %rax
-        push    %rcx
-        push    %rdx
+        SAVE
         incl    ticks
         test    %ebp, %ebp
         jz      1f
         call    arm
-1:      EOI
-        pop     %rdx
-        pop     %rcx
-        pop     %rax
-        iretq
+1:      DISMISS
 
         .section .bss
         .balign 4

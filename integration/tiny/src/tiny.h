@@ -107,6 +107,21 @@ _start:
         wrmsr
         .endm
 
+/* The beginning of an interrupt handler that loses RAX, RCX and RDX, and its end. */
+        .macro  SAVE
+        push    %rax
+        push    %rcx
+        push    %rdx
+        .endm
+
+        .macro  DISMISS
+        EOI
+        pop     %rdx
+        pop     %rcx
+        pop     %rax
+        iretq
+        .endm
+
 /* Prints the string at RSI. */
 puts:
         mov     $COM1, %edx
