@@ -30,11 +30,13 @@ func kvmMend(err error) string {
 	}
 }
 
-// needed are the capabilities without which no guest is built.
-var needed = []struct {
+type capability struct {
 	c    kvm.Capability
 	name string
-}{
+}
+
+// needed are the capabilities without which no guest is built.
+var needed = []capability{
 	{kvm.CapUserMemory, "USER_MEMORY"},
 	{kvm.CapSyncMMU, "SYNC_MMU"},
 	{kvm.CapExtendedCPUID, "EXT_CPUID"},
@@ -49,10 +51,7 @@ var needed = []struct {
 }
 
 // wished are capabilities that the monitor uses where they are.
-var wished = []struct {
-	c    kvm.Capability
-	name string
-}{
+var wished = []capability{
 	{kvm.CapTSCDeadline, "TSC_DEADLINE_TIMER"},
 	{kvm.CapIOEventFDAnyLen, "IOEVENTFD_ANY_LENGTH"},
 	{kvm.CapX86DisableExits, "X86_DISABLE_EXITS"},
@@ -64,19 +63,20 @@ type extensions interface {
 	CheckExtension(kvm.Capability) int
 }
 
+// absent returns the names of those of the list that sys does not have.
+func absent(sys extensions, list []capability) []string {
+	var names []string
+	for _, l := range list {
+		if sys.CheckExtension(l.c) == 0 {
+			names = append(names, l.name)
+		}
+	}
+	return names
+}
+
 func capabilities(sys extensions) Finding {
 	f := Finding{Name: "KVM capabilities"}
-	var missing, without []string
-	for _, n := range needed {
-		if sys.CheckExtension(n.c) == 0 {
-			missing = append(missing, n.name)
-		}
-	}
-	for _, w := range wished {
-		if sys.CheckExtension(w.c) == 0 {
-			without = append(without, w.name)
-		}
-	}
+	missing, without := absent(sys, needed), absent(sys, wished)
 	switch {
 	case missing != nil:
 		f.Status, f.Found = Missing, "without "+strings.Join(missing, ", ")
