@@ -125,32 +125,26 @@ const (
 	readWrite     = 1 << 0
 )
 
+// window ends a descriptor of length addresses at base, which head begins:
+// granularity, first, last, translation and length, all of one size.
+func window[T uint16 | uint32 | uint64](head aml, base, length T) aml {
+	for _, v := range []T{0, base, base + length - 1, 0, length} {
+		head, _ = binary.Append(head, binary.LittleEndian, v) // no error for an integer
+	}
+	return head
+}
+
 // busRange is a window of bus numbers.
 func busRange(first, last uint16) aml {
-	le := binary.LittleEndian
-	b := aml{0x88, 13, 0, 2, producerFixed, 0}
-	for _, v := range []uint16{0, first, last, 0, last - first + 1} {
-		b = le.AppendUint16(b, v)
-	}
-	return b
+	return window(aml{0x88, 13, 0, 2, producerFixed, 0}, first, last-first+1)
 }
 
 // window32 is a window of uncached 32-bit memory addresses.
 func window32(base, length uint32) aml {
-	le := binary.LittleEndian
-	b := aml{0x87, 23, 0, 0, producerFixed, readWrite}
-	for _, v := range []uint32{0, base, base + length - 1, 0, length} {
-		b = le.AppendUint32(b, v)
-	}
-	return b
+	return window(aml{0x87, 23, 0, 0, producerFixed, readWrite}, base, length)
 }
 
 // window64 is a window of uncached 64-bit memory addresses.
 func window64(base, length uint64) aml {
-	le := binary.LittleEndian
-	b := aml{0x8A, 43, 0, 0, producerFixed, readWrite}
-	for _, v := range []uint64{0, base, base + length - 1, 0, length} {
-		b = le.AppendUint64(b, v)
-	}
-	return b
+	return window(aml{0x8A, 43, 0, 0, producerFixed, readWrite}, base, length)
 }
