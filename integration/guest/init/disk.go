@@ -27,31 +27,42 @@ func diskName(arg string) string {
 	return arg
 }
 
-func openDisk(arg string, flags int) (*os.File, error) {
-	return os.OpenFile("/dev/"+diskName(arg), flags, 0)
+// disk is an open disk of size bytes.
+type disk struct {
+	*os.File
+	size int64
 }
 
-// checkDisk compares the whole disk, read anew from the device, with a pattern.
-func checkDisk(d *os.File, seed uint32) (size int64, err error) {
-	if err := unix.IoctlSetInt(int(d.Fd()), unix.BLKFLSBUF, 0); err != nil {
-		return 0, fmt.Errorf("%s: BLKFLSBUF: %w", d.Name(), err)
-	}
-	size, err = d.Seek(0, io.SeekEnd)
+func openDisk(arg string, flags int) (*disk, error) {
+	f, err := os.OpenFile("/dev/"+diskName(arg), flags, 0)
 	if err != nil {
-		return 0, err
+		return nil, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &disk{f, size}, nil
+}
+
+// check compares the whole disk, read anew from the device, with a pattern.
+func (d *disk) check(seed uint32) error {
+	if err := unix.IoctlSetInt(int(d.Fd()), unix.BLKFLSBUF, 0); err != nil {
+		return fmt.Errorf("%s: BLKFLSBUF: %w", d.Name(), err)
 	}
 	got, want := make([]byte, chunk), make([]byte, chunk)
-	for at := int64(0); at < size; at += chunk {
-		n := min(chunk, size-at)
+	for at := int64(0); at < d.size; at += chunk {
+		n := min(chunk, d.size-at)
 		if _, err := d.ReadAt(got[:n], at); err != nil {
-			return size, err
+			return err
 		}
 		guest.Pattern(want[:n], seed, uint64(at/guest.SectorSize))
 		if i := mismatch(got[:n], want[:n]); i >= 0 {
-			return size, fmt.Errorf("%s: byte %d is not of the pattern", d.Name(), at+int64(i))
+			return fmt.Errorf("%s: byte %d is not of the pattern", d.Name(), at+int64(i))
 		}
 	}
-	return size, nil
+	return nil
 }
 
 // mismatch returns where two equally long slices first differ, or -1.
@@ -73,11 +84,10 @@ func readDisk(arg string) error {
 		return err
 	}
 	defer d.Close()
-	size, err := checkDisk(d, guest.PatternHost)
-	if err != nil {
+	if err := d.check(guest.PatternHost); err != nil {
 		return err
 	}
-	say("dev=%s bytes=%d read=ok", diskName(arg), size)
+	say("dev=%s bytes=%d read=ok", diskName(arg), d.size)
 	return nil
 }
 
@@ -90,13 +100,9 @@ func tryDisk(arg string) error {
 		return err
 	}
 	defer d.Close()
-	size, err := d.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
 	p := make([]byte, chunk)
-	for at := int64(0); at < size; at += chunk {
-		n := min(chunk, size-at)
+	for at := int64(0); at < d.size; at += chunk {
+		n := min(chunk, d.size-at)
 		guest.Pattern(p[:n], guest.PatternGuest, uint64(at/guest.SectorSize))
 		if _, err := d.WriteAt(p[:n], at); err != nil {
 			return err
@@ -105,10 +111,10 @@ func tryDisk(arg string) error {
 	if err := d.Sync(); err != nil {
 		return err
 	}
-	if _, err := checkDisk(d, guest.PatternGuest); err != nil {
+	if err := d.check(guest.PatternGuest); err != nil {
 		return err
 	}
-	say("dev=%s bytes=%d written=ok", diskName(arg), size)
+	say("dev=%s bytes=%d written=ok", diskName(arg), d.size)
 	return nil
 }
 
@@ -139,15 +145,11 @@ func zeroDisk(arg string) error {
 		return err
 	}
 	defer d.Close()
-	size, err := d.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	half := uint64(size/2) &^ (guest.SectorSize - 1)
-	if err := rangeIoctl(d, unix.BLKZEROOUT, 0, half); err != nil {
+	half := uint64(d.size/2) &^ (guest.SectorSize - 1)
+	if err := d.rangeIoctl(unix.BLKZEROOUT, 0, half); err != nil {
 		return fmt.Errorf("%s: BLKZEROOUT: %w", d.Name(), err)
 	}
-	if err := rangeIoctl(d, unix.BLKDISCARD, half, uint64(size)-half); err != nil {
+	if err := d.rangeIoctl(unix.BLKDISCARD, half, uint64(d.size)-half); err != nil {
 		return fmt.Errorf("%s: BLKDISCARD: %w", d.Name(), err)
 	}
 	p := make([]byte, chunk)
@@ -162,11 +164,11 @@ func zeroDisk(arg string) error {
 			}
 		}
 	}
-	say("dev=%s zeroed=%d discarded=%d", diskName(arg), half, uint64(size)-half)
+	say("dev=%s zeroed=%d discarded=%d", diskName(arg), half, uint64(d.size)-half)
 	return nil
 }
 
-func rangeIoctl(d *os.File, request uint, start, length uint64) error {
+func (d *disk) rangeIoctl(request uint, start, length uint64) error {
 	area := [2]uint64{start, length}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), uintptr(request), uintptr(unsafe.Pointer(&area)))
 	if errno != 0 {

@@ -35,10 +35,6 @@ func tryTraffic(arg string) error {
 		return err
 	}
 	defer disk.Close()
-	size, err := disk.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
@@ -50,18 +46,18 @@ func tryTraffic(arg string) error {
 	end := time.Now().Add(d)
 
 	workers := int64(2 * runtime.NumCPU())
-	part := size / workers / trafficBlock * trafficBlock
+	part := disk.size / workers / trafficBlock * trafficBlock
 	if part == 0 {
-		return fmt.Errorf("%s: %d bytes are too few for %d writers", disk.Name(), size, workers)
+		return fmt.Errorf("%s: %d bytes are too few for %d writers", disk.Name(), disk.size, workers)
 	}
 	passes := make([]int, workers)
 	for i := range workers {
 		all.Go(func() {
 			last := (i + 1) * part
 			if i == workers-1 {
-				last = size
+				last = disk.size
 			}
-			n, err := churn(disk, i*part, last, end)
+			n, err := churn(disk.File, i*part, last, end)
 			passes[i] = n
 			if err != nil {
 				fail(fmt.Errorf("%s: %w", disk.Name(), err))
