@@ -19,6 +19,8 @@ var mayImport = map[string][]string{
 	"disk":                         {},
 	"net/frame":                    {},
 	"numa":                         {},
+	"numa/sample":                  {"memory", "memory/arena", "memory/uffd", "numa"},
+	"numa/balance":                 {"numa/sample", "memory", "memory/arena", "memory/uffd", "numa"},
 	"net/tap":                      {"net/frame"},
 	"net/user":                     {"net/frame"},
 	"virtio":                       {"memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},

@@ -1,0 +1,552 @@
+package sample
+
+import (
+	"math/bits"
+	"time"
+
+	"disco/memory"
+	"disco/numa"
+)
+
+// inquiry is a look under way.
+type inquiry struct {
+	used   bool
+	narrow bool // two probes only
+	block  int
+	since  time.Duration // the touch that began it
+	start  time.Duration // of this phase
+	last   time.Duration // when count grew last
+	span   time.Duration // in which the users came back
+	count  int
+	probe  [Probes]int16 // page of the block; -1
+	home   [Probes]int8  // place of that page's node; -1
+	armed  [Probes]Mask  // Views it is watched in
+	asked  int           // pages guarded
+	bad    bool          // some pages of it could not be helped
+	said   opinion
+}
+
+// inquiry is the one into block i, nil if there is none.
+func (s *Sampler) inquiry(i int) *inquiry {
+	for k := range s.looks {
+		if l := &s.looks[k]; l.used && l.block == i {
+			return l
+		}
+	}
+	return nil
+}
+
+// begin opens an inquiry into block i; nil if too many are open.
+func (s *Sampler) begin(i int, p phase, now time.Duration) *inquiry {
+	if len(s.free) == 0 {
+		return nil
+	}
+	l := &s.looks[s.free[len(s.free)-1]]
+	s.free = s.free[:len(s.free)-1]
+	*l = inquiry{used: true, block: i, since: now, start: now, last: now}
+	s.blocks[i].phase = p
+	return l
+}
+
+// end closes l.
+func (s *Sampler) end(l *inquiry) {
+	b := &s.blocks[l.block]
+	b.phase = idle
+	s.release(b)
+	for k := range s.looks {
+		if &s.looks[k] == l {
+			s.free = append(s.free, uint16(k))
+		}
+	}
+	l.used = false
+}
+
+// pending says whether an idle block needs a visit.
+func (s *Sampler) pending(b *block, now time.Duration) bool {
+	switch {
+	case b.copied.Load() > 0 && b.writes.Load() > 0:
+		return true
+	case b.held:
+		return now >= b.due
+	default:
+		return b.anyTouched() || now >= b.due
+	}
+}
+
+// visit does what is due at an idle block.
+func (s *Sampler) visit(i int, now time.Duration) {
+	b := &s.blocks[i]
+	b.age(now, s.cfg.Decay)
+	switch {
+	case b.copied.Load() > 0 && b.writes.Load() > 0:
+		s.broken(i, now)
+	case b.held && b.stuck:
+		if s.recheck < 1 || !s.solvent() {
+			return
+		}
+		if l := s.begin(i, look, now); l != nil {
+			s.recheck--
+			b.held = false
+			l.narrow = b.level > 1
+			s.ask(l, now)
+		}
+	case b.held:
+		b.held = false
+		b.due = now
+	case b.anyTouched():
+		if !s.solvent() {
+			s.stats.Late++
+			return
+		}
+		if l := s.begin(i, survey, now); l != nil {
+			if !s.notable(l) {
+				s.watch(l, false)
+			} else {
+				s.ask(l, now)
+			}
+		}
+	default:
+		s.scan(b, i, now)
+	}
+}
+
+// scan looks for pages that came without a touch, as a node's first touch of a
+// page that was placed elsewhere does, and watches some.
+func (s *Sampler) scan(b *block, i int, now time.Duration) {
+	b.due = now + scanning<<b.idles
+	b.idles = min(b.idles+1, maxIdles)
+	for k := range Probes {
+		o := k*stratum + s.pick(stratum)
+		if o >= int(b.pages) {
+			break
+		}
+		if s.mem.Locate(s.homes[:1], first(i)+memory.PPN(o)) == nil && s.homes[0] >= 0 {
+			s.post(i)
+			return
+		}
+	}
+	b.idles = min(b.idles, 1) // it may come to life any time
+}
+
+// post watches probes from afar, without an inquiry.
+func (s *Sampler) post(i int) {
+	l := inquiry{block: i}
+	s.watch(&l, false)
+}
+
+// locate reads nodes and states of the pages of block i into homes and states.
+func (s *Sampler) locate(i int) bool {
+	b := &s.blocks[i]
+	n := int(b.pages)
+	if s.mem.Locate(s.homes[:n], first(i)) != nil {
+		return false
+	}
+	s.inspect(i)
+	if !b.alive {
+		b.alive = true
+		s.alive++
+	}
+	for k := n; k < BlockPages; k++ {
+		s.homes[k] = -1
+	}
+	return true
+}
+
+// inspect reads the states of the pages of block i into states.
+func (s *Sampler) inspect(i int) {
+	n := s.blocks[i].pages
+	if s.mem.States(s.states[:n], first(i)) != nil {
+		clear(s.states[:n]) // Private: nothing is guarded or copied that is known
+	}
+}
+
+// usable says whether page k of the block just located can be probed.
+func (s *Sampler) usable(k int) bool {
+	return s.homes[k] >= 0 && s.states[k] != memory.Shared
+}
+
+// choose fills in probes: in each stratum a page at random, one without copies
+// if there is any.
+func (s *Sampler) choose(l *inquiry) {
+	skip := 0
+	if l.narrow {
+		skip = s.pick(stratum)
+	}
+	for k := range Probes {
+		l.probe[k], l.home[k], l.armed[k] = -1, -1, 0
+		if l.narrow && (k+skip)%(Probes/2) != 0 {
+			continue
+		}
+		from := s.pick(stratum)
+		for o := range stratum {
+			page := k*stratum + (from+o)%stratum
+			if !s.usable(page) {
+				continue
+			}
+			if l.probe[k] < 0 || s.states[page] != memory.Replicated {
+				l.probe[k] = int16(page)
+				l.home[k] = int8(s.place(s.homes[page]))
+			}
+			if s.states[page] != memory.Replicated {
+				break
+			}
+		}
+	}
+}
+
+// watch watches new probes in the Views from afar, and at home too if asked to.
+// What was touched before is forgotten.
+func (s *Sampler) watch(l *inquiry, home bool) {
+	if !s.locate(l.block) {
+		return
+	}
+	s.choose(l)
+	s.blocks[l.block].clear()
+	for k, page := range l.probe {
+		if page < 0 {
+			continue
+		}
+		if s.states[page] == memory.Replicated {
+			continue
+		}
+		for v, n := range s.nodes {
+			if (home || v != int(l.home[k])) && s.mem.Watch(first(l.block)+memory.PPN(page), 1, n) == nil {
+				l.armed[k] |= only(v)
+			}
+		}
+	}
+}
+
+// notable says whether enough strata were touched from afar to ask further.
+func (s *Sampler) notable(l *inquiry) bool {
+	b := &s.blocks[l.block]
+	if !s.locate(l.block) {
+		return false
+	}
+	var strata, afar int
+	for k := range Probes {
+		home, any := -1, false
+		for o := range stratum {
+			if s.usable(k*stratum + o) {
+				home, any = s.place(s.homes[k*stratum+o]), true
+				break
+			}
+		}
+		if any {
+			strata++
+			if b.users(k)&^only(home) != 0 {
+				afar++
+			}
+		}
+	}
+	return afar > 0 && afar >= min(trigger, strata)
+}
+
+// ask begins the look itself.
+func (s *Sampler) ask(l *inquiry, now time.Duration) {
+	s.blocks[l.block].phase = look
+	l.start, l.last, l.count = now, now, 0
+	s.watch(l, true)
+	s.stats.Looks++
+}
+
+// advance sees how far an inquiry has come.
+func (s *Sampler) advance(l *inquiry, now time.Duration) {
+	b := &s.blocks[l.block]
+	if b.phase != judged && b.copied.Load() > 0 && b.writes.Load()>>8 >= rush {
+		s.end(l) // the next visit sees to it
+		return
+	}
+	switch b.phase {
+	case survey:
+		if b.anyTouched() && s.notable(l) {
+			s.ask(l, now)
+		} else if now-l.start >= s.cfg.MaxWindow {
+			s.stray(l, now)
+		}
+	case look:
+		all := true
+		for k := range l.probe {
+			all = all && l.armed[k]&^b.users(k) == 0
+		}
+		t0, t1 := b.touched[0].Load(), b.touched[1].Load()
+		if s.quiet(l, bits.OnesCount64(t0)+bits.OnesCount64(t1), l.since, now) || all {
+			l.span = l.last - l.since
+			s.judge(l, now)
+		}
+	case guard, guardAll:
+		s.guarded(l, now)
+	case fine, fineHome, fineGuard:
+		s.advanceFine(l, now)
+	}
+}
+
+// quiet says whether an inquiry whose touches are now count in number has heard
+// all that it will: for twice as long as it took since the first touch for the
+// last one to come, there came no other.
+func (s *Sampler) quiet(l *inquiry, count int, since, now time.Duration) bool {
+	if count > l.count {
+		l.count, l.last = count, now
+	}
+	if now-l.start >= s.cfg.MaxWindow {
+		return true
+	}
+	wait := max(s.cfg.Window, 2*(l.last-since))
+	if l.count == 0 {
+		wait = s.cfg.MaxWindow
+	}
+	return now-max(l.last, l.start) >= wait
+}
+
+// opinion is what the probes of a look say together.
+type opinion struct {
+	touched int  // probes
+	strata  int  // probes watched
+	shared  int  // probes of several users
+	local   int  // probes of no user but where they are
+	lone    Mask // users of the other probes
+	users   Mask
+	use     [MaxNodes]uint16
+	copies  Mask
+	stored  int // probes with stores that are sure
+	uses    int // pairs of a probe and a user
+	afar    int // those of them from afar
+}
+
+// rate notes which part of a block's uses is remote.
+func (s *Sampler) rate(b *block, remote int) {
+	s.remote += remote - int(b.remote)
+	b.remote = uint8(remote)
+}
+
+func (s *Sampler) opinion(l *inquiry) (o opinion) {
+	b := &s.blocks[l.block]
+	stores := b.writes.Load()
+	for k, page := range l.probe {
+		if page < 0 {
+			continue
+		}
+		o.strata++
+		o.copies |= Mask(s.mem.Replicas(first(l.block) + memory.PPN(page)))
+		u := b.users(k)
+		if u == 0 {
+			continue
+		}
+		o.touched++
+		o.users |= u
+		for v := range s.nodes {
+			if u.Has(v) {
+				o.use[v]++
+			}
+		}
+		o.uses += u.Count()
+		o.afar += (u &^ only(int(l.home[k]))).Count()
+		switch {
+		case u.Count() > 1:
+			o.shared++
+		case u == only(int(l.home[k])):
+			o.local++
+			fallthrough
+		default:
+			o.lone |= u
+		}
+		if stores>>k&1 != 0 {
+			o.stored++
+		}
+	}
+	return o
+}
+
+// judge ends a look: with heat, or with a closer look.
+func (s *Sampler) judge(l *inquiry, now time.Duration) {
+	b := &s.blocks[l.block]
+	l.said = s.opinion(l)
+	o := &l.said
+	if o.uses > 0 {
+		s.rate(b, o.afar*allRemote/o.uses)
+	}
+	switch {
+	case l.narrow && (o.shared > 0 || o.touched > 0 && s.cfg.GuardSole) && s.cfg.Guard:
+		s.guardSome(l, now)
+	case l.narrow && o.shared > 0:
+		s.whole(l, Unknown)
+	case l.narrow:
+		s.widen(l, now)
+	case o.touched < min(trigger, o.strata) || o.local == o.touched:
+		s.changed(l.block, now)
+		s.stray(l, now)
+	case o.shared == 0 && o.lone.Count() == 1 && s.cfg.GuardSole:
+		s.guardSome(l, now)
+	case o.shared == 0 && o.lone.Count() == 1:
+		s.changed(l.block, now)
+		s.whole(l, Unknown)
+	case o.shared*4 >= o.touched*3 && s.cfg.Guard:
+		s.guardSome(l, now)
+	case o.shared*4 >= o.touched*3:
+		s.whole(l, Unknown)
+	default:
+		s.beginFine(l, now)
+	}
+}
+
+// widen goes on from two probes, which only say that all is as it was, to eight.
+func (s *Sampler) widen(l *inquiry, now time.Duration) {
+	l.narrow = false
+	l.since = now
+	s.ask(l, now)
+}
+
+// whole hands out one heat for all of the block.
+func (s *Sampler) whole(l *inquiry, w Writes) {
+	if !s.room() || !s.locate(l.block) {
+		return // asked again in the next Step
+	}
+	b := &s.blocks[l.block]
+	o := &l.said
+	b.stuck = o.shared > 0 || w == Written
+	s.heats = append(s.heats, Heat{
+		First: first(l.block), Pages: int(b.pages), Home: s.majority(),
+		Users: o.users, Use: o.use, Copies: o.copies, Writes: w, Moves: int(b.moves),
+	})
+	b.phase = judged
+}
+
+// room says whether a block's heat can be handed out, however many runs it has.
+func (s *Sampler) room() bool { return cap(s.heats)-len(s.heats) >= BlockPages }
+
+// majority is the node that most pages of the block just located are on, if there
+// is one that has more than half of them.
+func (s *Sampler) majority() numa.Node {
+	best, lead := numa.Node(-1), 0
+	for _, n := range s.homes {
+		switch {
+		case n < 0:
+		case n == best:
+			lead++
+		case lead == 0:
+			best, lead = n, 1
+		default:
+			lead--
+		}
+	}
+	return best
+}
+
+// stray ends an inquiry that found nothing that would pay.
+func (s *Sampler) stray(l *inquiry, now time.Duration) {
+	s.stats.Strays++
+	i := l.block
+	s.end(l)
+	s.recount(i)
+	s.hold(&s.blocks[i], now)
+	s.post(i)
+}
+
+// hold leaves a block alone for a time.
+func (s *Sampler) hold(b *block, now time.Duration) {
+	s.stats.Holds++
+	wait := s.cfg.MaxHold
+	if b.level < 16 {
+		wait = min(wait, s.cfg.Hold<<b.level)
+		b.level++
+	}
+	b.due = now + wait
+	b.held = true
+	b.clear()
+}
+
+// changed has the neighbours of a block that is no longer written by
+// those who use it looked at soon: what was freed and used anew is seldom one block.
+func (s *Sampler) changed(i int, now time.Duration) {
+	if !s.blocks[i].stuck {
+		return
+	}
+	s.blocks[i].stuck = false
+	s.blocks[i].level = 0
+	for k := max(0, i-8); k < min(len(s.blocks), i+9); k++ {
+		if b := &s.blocks[k]; b.held && b.stuck {
+			b.stuck, b.level, b.due = false, 0, now
+		}
+	}
+}
+
+// broken sees what stores have left of a block's copies.
+func (s *Sampler) broken(i int, now time.Duration) {
+	b := &s.blocks[i]
+	stores := b.writes.Swap(0) >> 8
+	had := b.copied.Load()
+	copies, lost := s.recount(i)
+	if !lost {
+		return // the stores were to other pages
+	}
+	if left := b.copied.Load(); left == 0 || stores < rush && left*4 >= had*3 || !s.room() {
+		s.hold(b, now)
+		return
+	}
+	if l := s.begin(i, judged, now); l != nil {
+		l.bad = true
+		s.heats = append(s.heats, Heat{First: first(i), Pages: int(b.pages), Home: -1, Copies: copies, Writes: Written, Moves: int(b.moves)})
+	}
+}
+
+// recount counts the pages of block i that have copies, and says in which Views,
+// and whether stores have taken some since they were counted last.
+func (s *Sampler) recount(i int) (copies Mask, lost bool) {
+	b := &s.blocks[i]
+	var n uint32
+	s.inspect(i)
+	for k, st := range s.states[:b.pages] {
+		if st == memory.Replicated {
+			n++
+			copies |= Mask(s.mem.Replicas(first(i) + memory.PPN(k)))
+		}
+	}
+	if lost = n < b.copied.Load(); lost {
+		b.wrong = min(b.wrong+1, maxWrong)
+	}
+	b.copied.Store(n)
+	return copies, lost
+}
+
+// Outcome is what became of all the heat of a block.
+type Outcome struct {
+	Moved     int  // pages that changed their node
+	Copied    int  // pages that got a copy, by node
+	Collapsed int  // pages that lost their copies
+	Bad       bool // there is more that could not be helped
+}
+
+// Finish ends the inquiry into the block of p, of which all heat has been seen to.
+func (s *Sampler) Finish(p memory.PPN, o Outcome) {
+	now := s.now()
+	i := int(p / BlockPages)
+	b := &s.blocks[i]
+	l := s.inquiry(i)
+	if l == nil || b.phase != judged {
+		return
+	}
+	bad := l.bad || o.Bad
+	s.end(l)
+	if o.Moved > 0 {
+		b.moves = min(b.moves+1, 100)
+	}
+	for v := range s.nodes {
+		s.earn(v, float64(o.Moved+o.Copied)/2)
+	}
+	if o.Collapsed > 0 {
+		b.copied.Store(0) // they were not lost, but given up
+	}
+	s.recount(i)
+	if bad {
+		if o.Moved+o.Copied == 0 {
+			b.level++ // nothing at all came of it
+		}
+		s.hold(b, now)
+		return
+	}
+	b.stuck = false
+	s.rate(b, 0)
+	b.idles = 0
+	b.due = now + scanning
+	s.post(i)
+}
