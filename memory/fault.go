@@ -10,8 +10,8 @@ import (
 	"disco/numa"
 )
 
-// Touch is an access of a guest to a page that was watched, or a store to one
-// that was guarded or replicated.
+// Touch is an access of a guest to a page that was watched or that its View had
+// not mapped yet, or a store to one that was guarded or replicated.
 type Touch struct {
 	PPN  PPN
 	Node numa.Node // of the View, so of the CPU
@@ -135,10 +135,10 @@ func (v *View) answerMinor(p PPN, e *uffd.Event) error {
 	if watched {
 		v.watched[p/64].And(^bit)
 		s.counters.sampleFaults.Add(1)
-		v.touch(Touch{p, v.node, e.Write, s.isVCPU(e.Thread)})
 	} else {
 		s.counters.aroundFaults.Add(1)
 	}
+	v.touch(Touch{p, v.node, e.Write, s.isVCPU(e.Thread)})
 	n := 1
 	switch s.word(p).state() {
 	case Private:
