@@ -15,7 +15,7 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/xi2/xz"
 
 	"disco/integration/initramfs/insmod"
 )
@@ -25,7 +25,7 @@ import (
 var compressed = map[string]func(io.Reader) (io.ReadCloser, error){
 	".gz": func(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) },
 	".xz": func(r io.Reader) (io.ReadCloser, error) {
-		x, err := xz.NewReader(r)
+		x, err := xz.NewReader(r, xz.DefaultDictMax)
 		return io.NopCloser(x), err
 	},
 	".zst": func(r io.Reader) (io.ReadCloser, error) {
