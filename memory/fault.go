@@ -15,6 +15,9 @@ import (
 type Touch struct {
 	PPN  PPN
 	Node numa.Node // of the View, so of the CPU
+	// Watched is false for a page that was only not mapped yet, which stands for
+	// all after it in its block; they were mapped with it.
+	Watched bool
 	// Write is whether the page was to be written, if Known.
 	Write bool
 	// Known is false where KVM's helper thread had the fault for a vCPU: it asks
@@ -116,12 +119,12 @@ func (v *View) answerStore(p PPN) error {
 		return v.uf.Unprotect(at(v.window, p, 1))
 	case Guarded:
 		s.counters.guardFaults.Add(1)
-		v.touch(Touch{p, v.node, true, true})
+		v.touch(Touch{p, v.node, false, true, true})
 		s.unguard(p)
 		return v.uf.Unprotect(at(v.window, p, 1))
 	default:
 		s.counters.collapseFaults.Add(1)
-		v.touch(Touch{p, v.node, true, true})
+		v.touch(Touch{p, v.node, false, true, true})
 		v.hand(p)
 		return nil
 	}
@@ -138,7 +141,7 @@ func (v *View) answerMinor(p PPN, e *uffd.Event) error {
 	} else {
 		s.counters.aroundFaults.Add(1)
 	}
-	v.touch(Touch{p, v.node, e.Write, s.isVCPU(e.Thread)})
+	v.touch(Touch{p, v.node, watched, e.Write, s.isVCPU(e.Thread)})
 	n := 1
 	switch s.word(p).state() {
 	case Private:
@@ -146,11 +149,12 @@ func (v *View) answerMinor(p PPN, e *uffd.Event) error {
 			n = v.around(p)
 		}
 	case Guarded:
-		// The protection was lost with the mapping. It is on again before anything
-		// relies on it, as the block is locked; at worst one store goes unreported.
+		// The kernel unmapped it, as when it splits a huge page: the protection here
+		// is lost with that.
 		s.unguard(p)
 	default:
-		// The kernel unmapped it, as when it splits a huge page. That is rare.
+		// As above. What is mapped must be protected in the same step, and even then
+		// KVM's helper thread would ask to write: it is not worth more than this.
 		v.hand(p)
 		return nil
 	}

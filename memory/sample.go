@@ -29,8 +29,8 @@ func (s *Space) tracked(p PPN, n int) error {
 }
 
 // Watch makes the next access from node on to each of n pages from p a [Touch].
-// The pages stay where they are, and pages that are mapped away from Home are
-// left out. It does not allocate.
+// The pages stay where they are. Those that are not Private are left out, as
+// they could not be mapped again as they were. It does not allocate.
 func (s *Space) Watch(p PPN, n int, on numa.Node) error {
 	v, err := s.viewOn(on)
 	if err == nil {
@@ -50,7 +50,7 @@ func (v *View) watch(p PPN, n int) error {
 	s := v.space
 	for q, end := p, p+PPN(n); q < end; {
 		first := q
-		for q < end && s.word(q).state() <= Guarded {
+		for q < end && s.word(q).state() == Private {
 			v.watched[q/64].Or(1 << (q % 64))
 			q++
 		}
