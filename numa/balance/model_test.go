@@ -25,6 +25,7 @@ type model struct {
 	stuck func(p memory.PPN) bool
 	spend func(time.Duration) // for an act
 	scale time.Duration       // how slow acts are
+	runs  int                 // copies that mappings are left for
 
 	faults                                  []int // by node
 	migrated, replicated, collapsed, writes int
@@ -41,7 +42,7 @@ type modelPage struct {
 
 func newModel(n, pages int) *model {
 	m := &model{ram: []memory.Range{{Size: uint64(pages) * pageSize}}, page: make([]modelPage, pages),
-		size: make([]int, n), limit: make([]int, n), faults: make([]int, n), known: true, scale: 1}
+		size: make([]int, n), limit: make([]int, n), faults: make([]int, n), known: true, scale: 1, runs: 1 << 30}
 	for i := range n {
 		m.nodes = append(m.nodes, numa.Node(i))
 	}
@@ -131,6 +132,10 @@ func (m *model) Migrate(p memory.PPN, n int, to numa.Node) (done int, err error)
 func (m *model) full(n numa.Node) bool { return m.limit[n] > 0 && m.size[n] >= m.limit[n] }
 
 func (m *model) Replicate(p memory.PPN, n int, on numa.Node) (done int, err error) {
+	if m.runs == 0 {
+		return 0, memory.ErrBudget
+	}
+	m.runs--
 	for i := range n {
 		g := &m.page[int(p)+i]
 		switch {
@@ -234,11 +239,14 @@ type guest struct {
 	rnd   *rand.Rand
 	rate  int // accesses of a thread in a tenth of a second
 	next  pattern
+
+	moving int           // pages moved when that last changed
+	still  time.Duration // since when it has not
 }
 
 func newGuest(t testing.TB, m *model, cfg Config) *guest {
 	t.Helper()
-	g := &guest{model: m, rnd: rand.New(rand.NewPCG(1, 2)), rate: 6000, tick: 100 * time.Millisecond}
+	g := &guest{model: m, rnd: rand.New(rand.NewPCG(1, 2)), rate: 1000, tick: 100 * time.Millisecond}
 	if cfg.Policy == Off {
 		m.touch = func(memory.Touch) {}
 		return g
@@ -261,23 +269,37 @@ func (g *guest) run(d time.Duration) float64 {
 		n := int(time.Duration(g.rate) * g.tick / (100 * time.Millisecond))
 		for range n {
 			for v := range g.nodes {
-				if g.access2(v) {
+				p, write := g.next(g.rnd, v, g.clock)
+				if g.access(p, v, write) {
 					local++
 				}
 				all++
+				if g.d != nil {
+					select {
+					case <-g.d.wake:
+						g.d.Step()
+					default:
+					}
+				}
 			}
 		}
 		g.clock += g.tick
-		if g.d != nil {
-			g.d.Step()
+		if g.d == nil {
+			continue
+		}
+		g.d.Step()
+		if m := g.moved(); m > g.moving {
+			g.moving, g.still = m, g.clock
 		}
 	}
 	return float64(local) / float64(all)
 }
 
-func (g *guest) access2(v int) bool {
-	p, write := g.next(g.rnd, v, g.clock)
-	return g.access(p, v, write)
+// fill has the thread on one node touch all memory first.
+func (g *guest) fill(v int) {
+	for i := range g.page {
+		g.access(memory.PPN(i), v, true)
+	}
 }
 
 func (g *guest) moved() int { return g.migrated + g.replicated }

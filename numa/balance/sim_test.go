@@ -9,7 +9,11 @@ import (
 	"disco/memory"
 )
 
-const each = 8192 // pages of a thread's array: 32 MiB
+const (
+	each   = 1024 // pages of a thread's array
+	settle = 20 * time.Second
+	after  = 5 * time.Second // in which the share is measured
+)
 
 // workload is what the threads of a guest on n nodes do.
 type workload struct {
@@ -29,14 +33,14 @@ var workloads = []workload{
 		return func(r *rand.Rand, v int, _ time.Duration) (memory.PPN, bool) { return own(r, v), r.IntN(2) == 0 }
 	}, 0.97},
 	{"readshared", one, func(int) pattern {
-		return func(r *rand.Rand, v int, _ time.Duration) (memory.PPN, bool) { return own(r, 0), false }
+		return func(r *rand.Rand, _ int, _ time.Duration) (memory.PPN, bool) { return own(r, 0), false }
 	}, 0.97},
 	{"writeshared", one, func(int) pattern {
-		return func(r *rand.Rand, v int, _ time.Duration) (memory.PPN, bool) { return own(r, 0), r.IntN(2) == 0 }
+		return func(r *rand.Rand, _ int, _ time.Duration) (memory.PPN, bool) { return own(r, 0), true }
 	}, 0},
 	// 70 of 100 accesses are to the thread's own pages, 25 to a table that is only
 	// read, 5 to counters.
-	{"mixed", func(n int) int { return (n+1)*each + 1024 }, func(n int) pattern {
+	{"mixed", func(n int) int { return (n+1)*each + 512 }, func(n int) pattern {
 		return func(r *rand.Rand, v int, _ time.Duration) (memory.PPN, bool) {
 			switch k := r.IntN(100); {
 			case k < 70:
@@ -44,43 +48,104 @@ var workloads = []workload{
 			case k < 95:
 				return own(r, n), false
 			default:
-				return memory.PPN((n+1)*each + r.IntN(1024)), true
+				return memory.PPN((n+1)*each + r.IntN(512)), true
 			}
 		}
 	}, 0.90},
 	{"phase", all, func(n int) pattern {
 		return func(r *rand.Rand, v int, at time.Duration) (memory.PPN, bool) {
-			return own(r, (v+int(at/(40*time.Second)))%n), r.IntN(2) == 0
+			return own(r, (v+int(at/(settle+after)))%n), r.IntN(2) == 0
+		}
+	}, 0.97},
+	// The threads go through arrays in order, some of them once in a second.
+	{"sweep", func(n int) int { return (n + 1) * each }, func(n int) pattern {
+		at := make([]int, n)
+		return func(_ *rand.Rand, v int, _ time.Duration) (memory.PPN, bool) {
+			at[v]++
+			k := at[v] / 10 % (2 * each)
+			if k < each {
+				return memory.PPN(v*each + k), true
+			}
+			return memory.PPN(n*each + (k+v*each/n)%each), false
+		}
+	}, 0.95},
+	// Pages of two threads alternate: nothing can be said of a block as a whole.
+	{"interlaced", all, func(n int) pattern {
+		return func(r *rand.Rand, v int, _ time.Duration) (memory.PPN, bool) {
+			return memory.PPN(r.IntN(each)*n + v), r.IntN(2) == 0
 		}
 	}, 0.97},
 }
 
+// outcome is how a workload went.
+type outcome struct {
+	share     [2]float64 // local, after settling; and again, after a phase
+	perMove   float64    // faults for a page moved
+	steady    float64    // faults per second and node, when settled
+	late      int        // pages replicated after settling
+	moved     int
+	collapsed int
+}
+
+func simulate(t *testing.T, w workload, n int, p Policy, known bool) (o outcome) {
+	m := newModel(n, w.pages(n))
+	m.known = known
+	g := newGuest(t, m, Config{Policy: p})
+	g.next = w.next(n)
+	g.fill(0)
+	g.run(settle)
+	before := g.allFaults()
+	o.share[0] = g.run(after)
+	o.steady = float64(g.allFaults()-before) / after.Seconds() / float64(n)
+	g.run(settle)
+	copied := g.replicated
+	before = g.allFaults()
+	o.share[1] = g.run(after)
+	o.steady = max(o.steady, float64(g.allFaults()-before)/after.Seconds()/float64(n))
+	o.late = g.replicated - copied
+	o.moved = g.moved()
+	o.collapsed = g.collapsed
+	o.perMove = float64(g.allFaults()) / float64(max(1, o.moved))
+	return o
+}
+
+// TestWorkloadsSettle shows the numbers that are promised of the policy, as far
+// as they do not depend on a machine.
 func TestWorkloadsSettle(t *testing.T) {
 	for _, n := range []int{2, 4, 8} {
-		for _, known := range []bool{true, false} {
-			for _, w := range workloads {
-				t.Run(fmt.Sprintf("%s on %d nodes, known %v", w.name, n, known), func(t *testing.T) {
-					for _, p := range []Policy{Off, Migrate, Replicate, Full} {
-						m := newModel(n, w.pages(n))
-						m.known = known
-						g := newGuest(t, m, Config{Policy: p})
-						g.next = w.next(n)
-						for i := range m.page { // all first touched by vCPU 0
-							g.access(memory.PPN(i), 0, true)
+		for _, w := range workloads {
+			t.Run(fmt.Sprintf("%s on %d nodes", w.name, n), func(t *testing.T) {
+				t.Parallel()
+				off := simulate(t, w, n, Off, true)
+				for _, p := range []Policy{Migrate, Replicate, Full} {
+					if n == 8 && p != Full {
+						continue
+					}
+					// Half of the policies know a read from a store, half do not.
+					o := simulate(t, w, n, p, (n+int(p))%2 == 0)
+					t.Logf("%-9v %+v", p, o)
+					for i, s := range o.share {
+						if s < off.share[i]-0.01 {
+							t.Errorf("%v: %.3f of accesses are local, with off %.3f", p, s, off.share[i])
 						}
-						a := g.run(10 * time.Second)
-						b := g.run(25 * time.Second)
-						f, mv := g.allFaults(), g.moved()
-						c := g.run(5 * time.Second)
-						e := g.run(40 * time.Second)
-						t.Logf("%-10v local %.3f %.3f %.3f %.3f migrated %d replicated %d collapsed %d faults %d then %.1f/s, moved then %d, per page %.2f", p, a, b, c, e, g.migrated, g.replicated, g.collapsed, g.allFaults(), float64(g.allFaults()-f)/45, g.moved()-mv, float64(g.allFaults())/float64(max(1, g.moved())))
-						if g.d != nil {
-							s := g.d.Stats()
-							t.Logf("   share %.2f looks %d fine %d guarded %d strays %d holds %d late %d left %v", s.LocalShare, s.Looks, s.Fine, s.Guarded, s.Strays, s.Holds, s.Late, s.Left)
+						if p == Full && s < w.local {
+							t.Errorf("%v: %.3f of accesses are local, want %.2f", p, s, w.local)
 						}
 					}
-				})
-			}
+					if o.steady > 50 {
+						t.Errorf("%v: %.1f faults per second and node when settled", p, o.steady)
+					}
+					if o.moved > 500 && o.perMove > 2 {
+						t.Errorf("%v: %.2f faults per page moved", p, o.perMove)
+					}
+					if w.name == "writeshared" && o.late+o.collapsed > 0 {
+						t.Errorf("%v: %d pages replicated when settled, %d collapsed", p, o.late, o.collapsed)
+					}
+					if o.moved > 2*n*w.pages(n) {
+						t.Errorf("%v: %d moves of %d pages", p, o.moved, w.pages(n))
+					}
+				}
+			})
 		}
 	}
 }

@@ -24,6 +24,14 @@ const (
 	maxWrong = 6
 	// allRemote is a block of which all uses are remote.
 	allRemote = 200
+	// regret is how soon after it was moved a block is wanted back by a node whose
+	// use of it and another's alternate: too fast for moves to pay.
+	regret = 5 * time.Second
+	// turn is how many moves such a one counts for, and turnDecay how many times
+	// slower it is forgotten.
+	turn      = 2
+	turnDecay = 4
+	maxTurns  = 3
 )
 
 // phase is how far a look at a block has come.
@@ -52,15 +60,18 @@ type block struct {
 	due    time.Duration // when to come back, if nothing is touched
 	aged   time.Duration // when moves and level were last lowered
 	phase  phase
-	moves  uint8  // lately
-	level  uint8  // times that it could not be helped: the next Hold is twice as long
-	wrong  uint8  // times that copies were written: the next guard window is twice as long
-	idles  uint8  // visits that found nothing
-	remote uint8  // the part of its uses that was remote, of allRemote
-	alive  bool   // some of it was there
-	held   bool   // left alone until due, not watched
-	stuck  bool   // written by those who use it, when last looked at: a few probes do
-	pages  uint16 // that are RAM, from its first on; 0: none of it is
+	moves  uint8         // lately
+	level  uint8         // times that it could not be helped: the next Hold is twice as long
+	wrong  uint8         // times that copies were written: the next guard window is twice as long
+	idles  uint8         // visits that found nothing
+	remote uint8         // the part of its uses that was remote, of allRemote
+	alive  bool          // some of it was there
+	held   bool          // left alone until due, not watched
+	turns  uint8         // times that it was wanted back too soon, as turnDecay each
+	from   int8          // place of the node that it was moved from last
+	moved  time.Duration // when
+	stuck  bool          // written by those who use it, when last looked at: a few probes do
+	pages  uint16        // that are RAM, from its first on; 0: none of it is
 }
 
 // users is who touched stratum i.
@@ -75,6 +86,9 @@ func (b *block) users(i int) Mask {
 	return m
 }
 
+// count is how many moves of the block are held against another.
+func (b *block) count() int { return int(b.moves) + turn*int((b.turns+turnDecay-1)/turnDecay) }
+
 func (b *block) anyTouched() bool { return b.touched[0].Load()|b.touched[1].Load() != 0 }
 
 func (b *block) clear() {
@@ -86,11 +100,14 @@ func (b *block) clear() {
 // age lowers what was counted against the block as time goes by.
 func (b *block) age(now, decay time.Duration) {
 	for ; now-b.aged >= decay; b.aged += decay {
-		if b.moves|b.level|b.wrong == 0 {
+		if b.moves|b.level|b.wrong|b.turns == 0 {
 			b.aged = now
 			return
 		}
 		b.moves /= 2
+		if b.turns > 0 {
+			b.turns--
+		}
 		if b.level > 0 {
 			b.level--
 		}

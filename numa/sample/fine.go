@@ -186,14 +186,14 @@ func (s *Sampler) sort(l *inquiry, now time.Duration) {
 		}
 		return k, true
 	}
-	handed, written := 0, 0
+	handed, written, hopeless := 0, 0, 0
 	for page := 0; page < int(b.pages); {
 		k, ok := of(page)
 		if !ok {
 			page++
 			continue
 		}
-		h := Heat{First: first(l.block) + memory.PPN(page), Home: k.home, Copies: k.copies, Writes: k.writes, Moves: int(b.moves)}
+		h := Heat{First: first(l.block) + memory.PPN(page), Home: k.home, Copies: k.copies, Writes: k.writes, Moves: b.count()}
 		for page < int(b.pages) {
 			if next, ok := of(page); !ok || next != k {
 				break
@@ -210,8 +210,9 @@ func (s *Sampler) sort(l *inquiry, now time.Duration) {
 		}
 		s.heats = append(s.heats, h)
 		handed++
-		if k.sole == 0 && k.writes == Written {
+		if k.writes == Written && (k.sole == 0 || s.cfg.GuardSole) {
 			written += h.Pages
+			hopeless++
 		}
 	}
 	if handed == 0 {
@@ -220,6 +221,6 @@ func (s *Sampler) sort(l *inquiry, now time.Duration) {
 	}
 	s.release(b)
 	l.bad = written > 0
-	b.stuck = written > BlockPages/2
+	b.stuck = hopeless == handed || written > BlockPages/2
 	b.phase = judged
 }

@@ -159,7 +159,7 @@ func (s *Sampler) runs(l *inquiry) {
 		}
 		s.heats = append(s.heats, Heat{
 			First: first(l.block) + memory.PPN(page), Pages: n, Home: home,
-			Users: l.said.users, Use: l.said.use, Copies: copies, Writes: Unwritten, Moves: int(b.moves),
+			Users: l.said.users, Use: l.said.use, Copies: copies, Writes: Unwritten, Moves: b.count(),
 		})
 		kept += n
 		page += n

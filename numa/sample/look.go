@@ -24,6 +24,7 @@ type inquiry struct {
 	asked  int           // pages guarded
 	bad    bool          // some pages of it could not be helped
 	said   opinion
+	from   int8 // place of the node that the block is on, -1
 }
 
 // inquiry is the one into block i, nil if there is none.
@@ -43,7 +44,7 @@ func (s *Sampler) begin(i int, p phase, now time.Duration) *inquiry {
 	}
 	l := &s.looks[s.free[len(s.free)-1]]
 	s.free = s.free[:len(s.free)-1]
-	*l = inquiry{used: true, block: i, since: now, start: now, last: now}
+	*l = inquiry{used: true, block: i, since: now, start: now, last: now, from: -1}
 	s.blocks[i].phase = p
 	return l
 }
@@ -291,7 +292,8 @@ func (s *Sampler) quiet(l *inquiry, count int, since, now time.Duration) bool {
 	if now-l.start >= s.cfg.MaxWindow {
 		return true
 	}
-	wait := max(s.cfg.Window, 2*(l.last-since))
+	// Who moved lately is asked with more patience: perhaps its users take turns.
+	wait := max(s.cfg.Window<<min(s.blocks[l.block].moves, 4), 2*(l.last-since))
 	if l.count == 0 {
 		wait = s.cfg.MaxWindow
 	}
@@ -404,9 +406,14 @@ func (s *Sampler) whole(l *inquiry, w Writes) {
 	b := &s.blocks[l.block]
 	o := &l.said
 	b.stuck = o.shared > 0 || w == Written
+	home := s.majority()
+	if b.moves > 0 && o.users == only(int(b.from)) && l.since-b.moved < regret {
+		b.turns = min(b.turns+turnDecay, maxTurns*turnDecay)
+	}
+	l.from = int8(s.place(home))
 	s.heats = append(s.heats, Heat{
-		First: first(l.block), Pages: int(b.pages), Home: s.majority(),
-		Users: o.users, Use: o.use, Copies: o.copies, Writes: w, Moves: int(b.moves),
+		First: first(l.block), Pages: int(b.pages), Home: home,
+		Users: o.users, Use: o.use, Copies: o.copies, Writes: w, Moves: b.count(),
 	})
 	b.phase = judged
 }
@@ -485,7 +492,7 @@ func (s *Sampler) broken(i int, now time.Duration) {
 	}
 	if l := s.begin(i, judged, now); l != nil {
 		l.bad = true
-		s.heats = append(s.heats, Heat{First: first(i), Pages: int(b.pages), Home: -1, Copies: copies, Writes: Written, Moves: int(b.moves)})
+		s.heats = append(s.heats, Heat{First: first(i), Pages: int(b.pages), Home: -1, Copies: copies, Writes: Written, Moves: b.count()})
 	}
 }
 
@@ -525,10 +532,11 @@ func (s *Sampler) Finish(p memory.PPN, o Outcome) {
 	if l == nil || b.phase != judged {
 		return
 	}
-	bad := l.bad || o.Bad
+	bad, from := l.bad || o.Bad, l.from
 	s.end(l)
 	if o.Moved > 0 {
 		b.moves = min(b.moves+1, 100)
+		b.from, b.moved = from, now
 	}
 	for v := range s.nodes {
 		s.earn(v, float64(o.Moved+o.Copied)/2)
