@@ -19,6 +19,7 @@ type Config struct {
 	Memory      uint64 // bytes, a multiple of the page size, from MinMemory to what the host has
 	Disks       []Disk // vda, vdb, … in order
 	Nets        []Net  // eth0, eth1, … in order
+	NUMA        NUMA
 	Console     Console
 	Vsock       string        // path of the UNIX socket that reaches the guest's vsock, made by New; or empty for none
 	Timeout     time.Duration // from starting the guest to killing it; 0 for none

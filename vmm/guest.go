@@ -42,6 +42,7 @@ type Guest struct {
 
 	mu      sync.Mutex
 	machine *machine      // the current one, or nil between two
+	place   *place        // where the current one runs and the next will
 	turn    chan struct{} // closed when machine changes
 	killed  *Outcome      // an end that was asked for
 	pressed bool          // the power button, between two machines
@@ -74,6 +75,9 @@ func New(cfg Config) (_ *Guest, err error) {
 		return nil, &HostError{err}
 	}
 	g.out = devices.NewOutput(g.history)
+	if g.place, err = settle(&g.cfg, g.sys, log); err != nil {
+		return nil, err
+	}
 	if g.image, err = openImage(&cfg); err != nil {
 		return nil, err
 	}
@@ -88,7 +92,10 @@ func New(cfg Config) (_ *Guest, err error) {
 }
 
 func (g *Guest) build() (*machine, error) {
-	m, err := build(g.sys, &g.cfg, g.image, g.out, g.backends.devices, g.log)
+	g.mu.Lock()
+	p := g.place
+	g.mu.Unlock()
+	m, err := build(g.sys, &g.cfg, p, g.image, g.out, g.backends.devices, g.log)
 	var bad *ConfigError
 	if err != nil && !errors.As(err, &bad) {
 		err = &HostError{err}

@@ -3,7 +3,6 @@ package vmm
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"disco/memory"
@@ -14,7 +13,7 @@ import (
 // found.
 type image struct {
 	kernel     *boot.Kernel
-	file       io.Closer
+	file       *os.File
 	initrd     *os.File
 	initrdSize int64
 }
@@ -25,7 +24,11 @@ func openImage(cfg *Config) (*image, error) {
 	i := &image{}
 	var problems []error
 	var err error
-	if i.kernel, i.file, err = openKernel(cfg.Kernel, cfg.KASLR); err != nil {
+	open := boot.OpenUnpacked
+	if cfg.KASLR {
+		open = boot.OpenKernel
+	}
+	if i.kernel, i.file, err = open(cfg.Kernel); err != nil {
 		problems = append(problems, err)
 	}
 	if cfg.Initrd != "" {
@@ -47,7 +50,7 @@ func openImage(cfg *Config) (*image, error) {
 // it, unless it is there already. It is for doing so ahead of time, where the
 // CPU is quicker than where the guest will run. Errors come back from New.
 func CacheKernel(path string) {
-	if _, f, err := openKernel(path, false); err == nil {
+	if _, f, err := boot.OpenUnpacked(path); err == nil {
 		f.Close()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"disco/devices"
 	"disco/devices/pci"
 	"disco/memory"
+	"disco/numa/balance"
 	"disco/vcpu"
 	"disco/vcpu/kvm"
 	"disco/virtio"
@@ -31,8 +32,11 @@ const (
 // vCPUs are told to stop in the same moment, on whatever thread that is, and
 // close waits for them.
 type machine struct {
-	vms        []*kvm.VM
+	place      *place
+	vms        []*kvm.VM // one for each View
+	views      []*memory.View
 	space      *memory.Space
+	balance    *balance.Daemon // or nil
 	set        *vcpu.Set
 	vcpus      []*vcpu.VCPU // the set's
 	pio, mmio  devices.Bus
@@ -52,28 +56,26 @@ type ending struct {
 
 // build makes a machine for cfg, with the given devices on its PCI bus, and
 // loads the kernel. On error nothing is left behind.
-func build(sys *kvm.System, cfg *Config, k *image, out *devices.Output, functions []virtio.Device, log *slog.Logger) (_ *machine, err error) {
-	m := &machine{over: make(chan ending, 1)}
+func build(sys *kvm.System, cfg *Config, p *place, k *image, out *devices.Output, functions []virtio.Device, log *slog.Logger) (_ *machine, err error) {
+	m := &machine{place: p, over: make(chan ending, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.close())
 		}
 	}()
-	if m.space, err = memory.New("disco-"+cfg.Name, boot.RAM(cfg.Memory)); err != nil {
+	if err := m.openMemory(cfg, boot.RAM(cfg.Memory)); err != nil {
 		return nil, err
 	}
-	view, err := m.space.NewView()
-	if err != nil {
-		return nil, err
-	}
-	if err := m.createVM(sys, view); err != nil {
-		return nil, err
+	for _, v := range m.views {
+		if err := m.createVM(sys, v); err != nil {
+			return nil, err
+		}
 	}
 	m.irq = newInterrupts(m.vms, func(address uint64) int { return m.set.MSIHome(address) })
 	if err := m.plug(cfg, out, functions, log); err != nil {
 		return nil, err
 	}
-	if err := m.createVCPUs(sys, cfg.CPUs); err != nil {
+	if err := m.createVCPUs(sys, cfg, log); err != nil {
 		return nil, err
 	}
 	if err := m.load(cfg, k); err != nil {
@@ -152,20 +154,16 @@ func (m *machine) plug(cfg *Config, out *devices.Output, functions []virtio.Devi
 	return nil
 }
 
-func (m *machine) createVCPUs(sys *kvm.System, n int) error {
+func (m *machine) createVCPUs(sys *kvm.System, cfg *Config, log *slog.Logger) error {
 	supported, err := sys.SupportedCPUID()
 	if err != nil {
 		return err
 	}
-	m.set, err = vcpu.NewSet(vcpu.SetOptions{
-		VMs: m.vms, Homes: make([]int, n), Handler: buses{m},
-		CPUID: func(id int) []kvm.CPUIDEntry { return vcpu.CPUID(supported, id, n) },
-	})
-	if err != nil {
+	if m.set, err = vcpu.NewSet(m.setOptions(sys, cfg, supported, log)); err != nil {
 		return err
 	}
 	m.vcpus = m.set.VCPUs()
-	return nil
+	return m.makeBalance(cfg, log)
 }
 
 // load writes kernel, initrd and tables into memory and points the boot
@@ -198,10 +196,18 @@ func (b buses) PIO(port uint16, write bool, p []byte) error {
 	return nil
 }
 
+// MMIO is an access to a device, or one to RAM: KVM gives up on a store to a page
+// that it finds read-only and brings it here, with the instruction done
+// (KVM api §5, KVM_EXIT_MMIO). No page of ours is ever read-only to it; should one
+// be, the store is not lost.
 func (b buses) MMIO(addr uint64, write bool, p []byte) error {
-	if write {
+	at := memory.GPA(addr)
+	switch {
+	case write && b.m.space.WriteAt(p, at) == nil:
+	case write:
 		b.m.mmio.Write(addr, p)
-	} else {
+	case b.m.space.ReadAt(p, at) == nil:
+	default:
 		b.m.mmio.Read(addr, p)
 	}
 	return nil
@@ -211,6 +217,9 @@ func (b buses) MMIO(addr uint64, write bool, p []byte) error {
 func (m *machine) start() {
 	m.started = true
 	m.set.Start()
+	if m.balance != nil {
+		m.balance.Start()
+	}
 	for _, v := range m.vcpus {
 		go func() {
 			<-v.Done()
@@ -272,6 +281,9 @@ func (m *machine) close() error {
 	}
 	for _, vm := range m.vms {
 		errs = append(errs, vm.Close())
+	}
+	if m.balance != nil {
+		m.balance.Close()
 	}
 	if m.space != nil {
 		errs = append(errs, m.space.Close())

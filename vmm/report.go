@@ -26,6 +26,9 @@ type Report struct {
 	// KVM are KVM's own counters of the vCPUs, where the kernel has them;
 	// "exits" among them counts every exit, those that stay in the kernel too.
 	KVM map[string]uint64 `json:"kvm,omitempty"`
+	// NUMA is where the guest's last machine was in the end, and what was done
+	// about it; nil if it never ran.
+	NUMA *NUMAStats `json:"numa,omitempty"`
 	// Missed are accesses to addresses where no device is.
 	Missed uint64 `json:"missed_accesses"`
 }
@@ -74,6 +77,8 @@ func (g *Guest) account(m *machine) {
 			r.KVM[name] += n
 		}
 	}
+	n := m.numaStats()
+	r.NUMA = &n
 	r.Missed += m.pio.Missed() + m.mmio.Missed()
 }
 

@@ -18,6 +18,7 @@ import (
 	"disco/integration/bench/locality"
 	"disco/integration/guest/workload"
 	"disco/integration/lab"
+	"disco/memory"
 	"disco/numa"
 	"disco/numa/balance"
 	"disco/vmm"
@@ -67,7 +68,56 @@ func benchCommand(w *world) *cobra.Command {
 		Args:  cobra.NoArgs,
 		Run:   func(c *cobra.Command, _ []string) { _ = c.Help() },
 	}
-	c.AddCommand((&benchNUMA{world: w}).command())
+	c.AddCommand((&benchNUMA{world: w}).command(), benchActs(w))
+	return c
+}
+
+const benchActsLong = `acts times what disco does to single pages and to runs of them: watching who uses
+a page, guarding it against writes, moving it, copying it to a node, and giving
+copies up. There is no guest; the accesses are this process's own. On a machine
+with one node, or with --fake-nodes, moving is bookkeeping.`
+
+func benchActs(w *world) *cobra.Command {
+	var problems []error
+	fake := 0
+	c := &cobra.Command{
+		Use:     "acts [flags]",
+		Short:   "Time what is done to pages: sample, migrate, replicate, collapse",
+		Long:    benchActsLong,
+		Example: "  disco bench acts\n  disco lab -- disco bench acts",
+		Args:    noWords,
+		RunE: func(*cobra.Command, []string) error {
+			if problems != nil {
+				return &vmm.ConfigError{Problems: problems}
+			}
+			t, err := w.topology()
+			if err == nil && fake == 0 && len(t.Nodes()) < 2 {
+				fake = 2
+			}
+			if err == nil && fake > 0 {
+				t, err = t.Fake(max(fake, 2))
+			}
+			if err != nil {
+				return &vmm.HostError{Err: err}
+			}
+			if err := memory.Probe(); err != nil {
+				return &vmm.HostError{Err: err}
+			}
+			costs, err := w.measureActs(t, t.Nodes())
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(w.stdout, "Cost of acts on pages, on", t)
+			if w.getenv(lab.InLab) != "" {
+				fmt.Fprintln(w.stdout, "In the lab, whose CPUs are emulated: only their ratios mean something.")
+			}
+			return locality.PrintActs(w.stdout, costs)
+		},
+	}
+	c.Flags().Var(parsed("fake-nodes", "N", "", &fake, positive, &problems), "fake-nodes", "split one node into N (default 2 where there is only one)")
+	if err := c.RegisterFlagCompletionFunc("fake-nodes", cobra.NoFileCompletions); err != nil {
+		panic(err)
+	}
 	return c
 }
 

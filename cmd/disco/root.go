@@ -21,6 +21,7 @@ type guest interface {
 	Kill(reason string)
 	ResizeConsole(cols, rows uint16)
 	Report() vmm.Report
+	NUMAStats() (vmm.NUMAStats, bool)
 	Close() error
 }
 
@@ -29,15 +30,16 @@ type world struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	executable func() (string, error)
-	getenv     func(string) string
-	guests     func() []host.Finding // can guests run on this host's KVM
-	findings   func() []host.Finding // everything about this host
-	labMissing func() []error        // what the lab lacks
-	newGuest   func(vmm.Config) (guest, error)
-	runLab     func(context.Context, lab.Options) (int, error)
-	topology   func() (*numa.Topology, error)
-	benchNUMA  func(context.Context, locality.Options) (*locality.Results, error)
+	executable  func() (string, error)
+	getenv      func(string) string
+	guests      func() []host.Finding // can guests run on this host's KVM
+	findings    func() []host.Finding // everything about this host
+	labMissing  func() []error        // what the lab lacks
+	newGuest    func(vmm.Config) (guest, error)
+	runLab      func(context.Context, lab.Options) (int, error)
+	topology    func() (*numa.Topology, error)
+	benchNUMA   func(context.Context, locality.Options) (*locality.Results, error)
+	measureActs func(*numa.Topology, []numa.Node) ([]locality.Cost, error)
 }
 
 // here is this process on this machine.
@@ -45,15 +47,16 @@ func here() *world {
 	h := host.Here()
 	return &world{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		executable: os.Executable,
-		getenv:     os.Getenv,
-		guests:     h.Guests,
-		findings:   h.Check,
-		labMissing: lab.Prerequisites,
-		newGuest:   func(c vmm.Config) (guest, error) { return vmm.New(c) },
-		runLab:     lab.Run,
-		topology:   func() (*numa.Topology, error) { return numa.Read(os.DirFS("/")) },
-		benchNUMA:  locality.Benchmark,
+		executable:  os.Executable,
+		getenv:      os.Getenv,
+		guests:      h.Guests,
+		findings:    h.Check,
+		labMissing:  lab.Prerequisites,
+		newGuest:    func(c vmm.Config) (guest, error) { return vmm.New(c) },
+		runLab:      lab.Run,
+		topology:    func() (*numa.Topology, error) { return numa.Read(os.DirFS("/")) },
+		benchNUMA:   locality.Benchmark,
+		measureActs: locality.MeasureActs,
 	}
 }
 

@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"disco/integration/lab"
+	"disco/memory"
+	"disco/numa"
+	"disco/numa/balance"
 	"disco/vmm"
 )
 
@@ -25,6 +28,7 @@ type run struct {
 	cfg     vmm.Config
 	where   string // auto, here or lab
 	report  string // path, or empty
+	stats   time.Duration
 	verbose bool
 
 	noNet    bool
@@ -55,6 +59,7 @@ const runExample = `  disco run
 func newRun(w *world) *run {
 	return &run{world: w, where: "auto", cfg: vmm.Config{
 		CPUs: min(2, runtime.NumCPU()), Memory: 512 << 20, Grace: vmm.DefaultGrace,
+		NUMA: vmm.NUMA{Balance: balance.Default()},
 	}}
 }
 
@@ -67,6 +72,8 @@ func (r *run) command() *cobra.Command {
 		Example: runExample,
 		Args:    noWords,
 		RunE: func(c *cobra.Command, _ []string) error {
+			// Who names neither takes what the host can do.
+			r.cfg.NUMA.Lenient = !c.Flags().Changed("numa") && !c.Flags().Changed("placement")
 			return r.start(c.Context(), c.Flags().NFlag() == 0)
 		},
 	}
@@ -103,6 +110,16 @@ func (r *run) flags(c *cobra.Command) {
 			"or none. Again for the next network (default user)")
 	f.Var(parsed("console", "DEVICE", "virtio", &r.cfg.Console, parseConsole, &r.problems), "console",
 		"the guest's console: virtio (hvc0), or serial (ttyS0), which is slower and works without any driver")
+	f.Var(parsed("placement", "WHERE", "auto", &r.cfg.NUMA.Placement, parsePlacement, &r.problems), "placement",
+		"the NUMA nodes to run on: auto, which is one node if the guest fits there and the fewest that hold it otherwise; node=0; "+
+			"nodes=0,1; or interleave, all nodes, with memory spread page by page")
+	f.Var(parsed("numa", "POLICY", "full", &r.cfg.NUMA.Balance, parseBalance, &r.problems), "numa",
+		"what becomes of pages that another node uses: off, migrate, replicate, or full, which is both. Thresholds may follow, as in "+
+			"full,max-moves=2; they are "+thresholdsHelp())
+	f.Var(parsed("huge", "PAGES", "thp", &r.cfg.NUMA.Huge, parseHuge, &r.problems), "huge",
+		"memory in pages of 4 KiB (off), or of 2 MiB where the kernel has them to give (thp)")
+	f.Var(parsed("fake-nodes", "N", "", &r.cfg.NUMA.FakeNodes, parseFake, &r.problems), "fake-nodes",
+		fmt.Sprintf("split one node of this host into N, 1 to %d, to try what needs several; nothing gets faster by it", numa.MaxFake))
 	f.StringVar(&r.cfg.Vsock, "vsock", "", "make a UNIX socket at `PATH` that reaches the guest's vsock: connect, write \"CONNECT PORT\\n\", read \"OK PORT\\n\"")
 	f.StringVar(&r.cfg.Name, "name", "", "call the guest `NAME` in messages and in the process's memory map")
 	f.Var(parsed("timeout", "DURATION", "", &r.cfg.Timeout, parseDuration, &r.problems), "timeout",
@@ -110,6 +127,8 @@ func (r *run) flags(c *cobra.Command) {
 	f.Var(parsed("grace", "DURATION", r.cfg.Grace.String(), &r.cfg.Grace, parseDuration, &r.problems), "grace",
 		"how long the guest may take to power off after its power button was pressed")
 	f.StringVar(&r.report, "report", "", "write to `FILE`, as JSON, how the guest ended, its last lines if it crashed, times, and counts of exits")
+	f.Var(parsed("stats-interval", "DURATION", "", &r.stats, parseDuration, &r.problems), "stats-interval",
+		"print a line that often, such as 1s: share of local accesses, pages and copies on each node, moves, faults and relayed interrupts (default never)")
 	f.Var(parsed("host", "HOST", r.where, &r.where, parseWhere, &r.problems), "host",
 		"where to run: here, in the lab, or auto, which is here if this host's KVM runs stock kernels and the lab otherwise")
 	f.BoolVarP(&r.verbose, "verbose", "v", false, "log what the monitor does, and say at the end what the run took")
@@ -258,6 +277,9 @@ func (r *run) check(absent error) error {
 			problems = append(problems, p)
 		}
 	}
+	if r.stats < 0 {
+		problems = append(problems, fmt.Errorf("stats interval %v: it must not be negative", r.stats))
+	}
 	if err := checkReport(r.report); err != nil {
 		problems = append(problems, err)
 	}
@@ -308,11 +330,16 @@ func (r *run) args(where string) []string {
 	}
 	add(len(c.Nets) == 0, "--net", "none")
 	add(c.Console == vmm.ConsoleSerial, "--console", "serial")
+	add(c.NUMA.Placement.Kind != vmm.PlaceAuto, "--placement", formatPlacement(c.NUMA.Placement))
+	add(!c.NUMA.Lenient, "--numa", formatBalance(c.NUMA.Balance))
+	add(c.NUMA.Huge != memory.HugeTHP, "--huge", formatHuge(c.NUMA.Huge))
+	add(c.NUMA.FakeNodes != 0, "--fake-nodes", strconv.Itoa(c.NUMA.FakeNodes))
 	add(c.Vsock != "", "--vsock", c.Vsock)
 	add(c.Name != "", "--name", c.Name)
 	add(c.Timeout != 0, "--timeout", c.Timeout.String())
 	add(c.Grace != vmm.DefaultGrace, "--grace", c.Grace.String())
 	add(r.report != "", "--report", r.report)
+	add(r.stats != 0, "--stats-interval", r.stats.String())
 	add(r.verbose, "--verbose")
 	add(true, "--host", where)
 	return a

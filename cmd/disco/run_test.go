@@ -17,6 +17,9 @@ import (
 
 	"disco/host"
 	"disco/integration/lab"
+	"disco/memory"
+	"disco/numa"
+	"disco/numa/balance"
 	"disco/vmm"
 )
 
@@ -94,17 +97,21 @@ func TestRunConfig(t *testing.T) {
 	code := w.disco("run", "--kernel", kernel, "--initrd", kernel, "--cmdline", "a b", "--cmdline-only", "--kaslr",
 		"--cpus", "3", "--memory", "64M", "--disk", disk+",ro", "--disk", kernel, "--net", "tap=t0,bridge=b0",
 		"--net", "user,forward=tcp:80:81", "--console", "serial", "--vsock", filepath.Join(dir, "v"), "--name", "web",
+		"--placement", "nodes=0,1", "--numa", "migrate,max-moves=2", "--huge", "off", "--fake-nodes", "2",
 		"--timeout", "90s", "--grace", "1s", "--host", "here")
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, &w.err)
 	}
 	got := *w.built
 	got.Stdin, got.Stdout, got.Log = nil, nil, nil
+	migrate := balance.Default()
+	migrate.Policy, migrate.MaxMoves = balance.Migrate, 2
 	want := vmm.Config{
 		Kernel: kernel, Initrd: kernel, Cmdline: "a b", CmdlineOnly: true, KASLR: true, CPUs: 3, Memory: 64 << 20,
 		Disks: []vmm.Disk{{Path: disk, ReadOnly: true}, {Path: kernel}},
 		Nets: []vmm.Net{{Kind: vmm.NetTap, Tap: "t0", Bridge: "b0"},
 			{Forwards: []vmm.Forward{{Proto: "tcp", HostPort: 80, GuestPort: 81}}}},
+		NUMA:    vmm.NUMA{FakeNodes: 2, Placement: vmm.Placement{Kind: vmm.PlaceNodes, Nodes: []numa.Node{0, 1}}, Balance: migrate, Huge: memory.HugeOff},
 		Console: vmm.ConsoleSerial, Vsock: filepath.Join(dir, "v"), Name: "web", Timeout: 90 * time.Second, Grace: time.Second,
 	}
 	if !reflect.DeepEqual(got, want) {

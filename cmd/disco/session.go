@@ -68,6 +68,7 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 	}
 	ctx, stop := r.watchSignals(ctx, g)
 	defer stop()
+	defer r.watchStats(g)()
 	o, err = g.Run(ctx)
 	return o, g.Report(), err
 }

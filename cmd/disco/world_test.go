@@ -48,6 +48,8 @@ func (g *fakeGuest) Kill(reason string) { g.killed <- reason }
 
 func (g *fakeGuest) ResizeConsole(cols, rows uint16) { g.sizes <- [2]uint16{cols, rows} }
 
+func (g *fakeGuest) NUMAStats() (vmm.NUMAStats, bool) { return vmm.NUMAStats{}, false }
+
 func (g *fakeGuest) Report() vmm.Report {
 	return vmm.Report{CPUs: g.cfg.CPUs, Outcome: g.outcome, Exits: map[string]uint64{"io": 3, "hlt": 1}, UserspaceExit: 4}
 }

@@ -3,7 +3,8 @@
 //
 // It is pure: kernels and initrds come in through an io.ReaderAt, and guest
 // memory is an io.WriterAt whose offsets are guest-physical addresses. Files
-// are streamed through a few small buffers, never held whole.
+// are streamed through a few small buffers, never held whole. Only OpenKernel
+// and OpenUnpacked, with its cache, know the file system.
 //
 // Everything in a file is taken for hostile: nothing is written outside RAM or
 // over what the loader itself put there, whatever the headers say.
@@ -73,6 +74,11 @@ func (k *Kernel) errorf(format string, args ...any) error {
 
 // Packed says whether the kernel is a bzImage, with an ELF that Unpack gives.
 func (k *Kernel) Packed() bool { return k.bz != nil }
+
+// HasPVH says whether the kernel is an ELF with a PVH entry point.
+func (k *Kernel) HasPVH() bool {
+	return k.elf != nil && k.elf.hasPVH && k.elf.holds(uint64(k.elf.pvh))
+}
 
 // Unpack writes the ELF inside a bzImage to w. It fails if the kernel is not a
 // bzImage, if its compression is unknown or damaged, or if there is more than

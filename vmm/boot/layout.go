@@ -24,6 +24,9 @@ const (
 	// IOAPIC and LocalAPIC are the registers of the interrupt controllers.
 	IOAPIC    = 0xFEC0_0000
 	LocalAPIC = 0xFEE0_0000
+	// RelayArea is where the relays of a guest on several nodes live: 1 MiB that
+	// no table names.
+	RelayArea = 0xFEF0_0000
 )
 
 // The machine's ports and the interrupts (GSIs) that go with them.

@@ -141,7 +141,7 @@ func (p *Params) protocol() (Protocol, error) {
 		return Linux64, nil
 	}
 	trusted := k.elf.holds(k.elf.entry)
-	pvh := k.elf.hasPVH && k.elf.holds(uint64(k.elf.pvh))
+	pvh := k.HasPVH()
 	switch {
 	case p.Protocol == PVH && !pvh:
 		return 0, errNoPVH

@@ -1,11 +1,10 @@
-package vmm
+package boot
 
 import (
 	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,8 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"disco/vmm/boot"
 )
 
 const (
@@ -33,26 +30,20 @@ const (
 	tempSuffix  = ".tmp"
 )
 
-// openKernel opens the kernel at path for loading. Unless kaslr is set, a
-// bzImage is given as the ELF inside it, which is unpacked once and then kept
-// in the user's cache folder; where there can be no such folder it is unpacked
-// into memory each time. The Kernel reads from what the Closer closes; that is
-// nil exactly if there is an error.
-func openKernel(path string, kaslr bool) (*boot.Kernel, io.Closer, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, fmt.Errorf("kernel %s: %w", path, pathless(err))
-	}
-	st, err := f.Stat()
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("kernel %s: %w", path, pathless(err)), f.Close())
-	}
-	k, err := boot.ParseKernel(path, f, st.Size())
-	if err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	if kaslr || !k.Packed() {
-		return k, f, nil
+// OpenKernel opens the kernel at path. The Kernel reads from the file, which is
+// the caller's to close; it is nil exactly if there is an error.
+func OpenKernel(path string) (*Kernel, *os.File, error) {
+	k, f, _, err := openKernel(path)
+	return k, f, err
+}
+
+// OpenUnpacked does the same, but gives a bzImage as the ELF inside it, which is
+// unpacked once and then kept, trimmed, in the user's cache folder; where there
+// can be no such folder it is unpacked into memory each time.
+func OpenUnpacked(path string) (*Kernel, *os.File, error) {
+	k, f, st, err := openKernel(path)
+	if err != nil || !k.Packed() {
+		return k, f, err
 	}
 	defer f.Close()
 	entry := cacheEntry(path, st)
@@ -65,10 +56,27 @@ func openKernel(path string, kaslr bool) (*boot.Kernel, io.Closer, error) {
 	}
 	if entry != "" && saveCached(u, entry) == nil {
 		if k, c, ok := openCached(path, entry); ok {
-			return k, c, mem.Close()
+			mem.Close()
+			return k, c, nil
 		}
 	}
 	return u, mem, nil
+}
+
+func openKernel(path string) (*Kernel, *os.File, fs.FileInfo, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("kernel %s: %w", path, pathless(err))
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, nil, nil, errors.Join(fmt.Errorf("kernel %s: %w", path, pathless(err)), f.Close())
+	}
+	k, err := ParseKernel(path, f, st.Size())
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, f.Close())
+	}
+	return k, f, st, nil
 }
 
 // pathless is err without the path that the caller's message already names.
@@ -102,7 +110,7 @@ func cacheEntry(path string, st fs.FileInfo) string {
 
 // openCached opens a cache entry, if it is there and whole. An ELF's headers say
 // how long the file is, so parsing finds a truncated one.
-func openCached(path, entry string) (*boot.Kernel, io.Closer, bool) {
+func openCached(path, entry string) (*Kernel, *os.File, bool) {
 	if entry == "" {
 		return nil, nil, false
 	}
@@ -112,8 +120,8 @@ func openCached(path, entry string) (*boot.Kernel, io.Closer, bool) {
 	}
 	st, err := f.Stat()
 	if err == nil {
-		var k *boot.Kernel
-		if k, err = boot.ParseKernel(path, f, st.Size()); err == nil && !k.Packed() {
+		var k *Kernel
+		if k, err = ParseKernel(path, f, st.Size()); err == nil && !k.Packed() {
 			now := time.Now()
 			os.Chtimes(entry, now, now) // best effort: the oldest are dropped first
 			return k, f, true
@@ -124,7 +132,7 @@ func openCached(path, entry string) (*boot.Kernel, io.Closer, bool) {
 }
 
 // unpackKernel unpacks k into a file that is only in memory.
-func unpackKernel(path string, k *boot.Kernel) (*boot.Kernel, *os.File, error) {
+func unpackKernel(path string, k *Kernel) (*Kernel, *os.File, error) {
 	fd, err := unix.MemfdCreate("disco-kernel", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, nil, fmt.Errorf("kernel %s: memory to unpack it in: %w", path, err)
@@ -139,7 +147,7 @@ func unpackKernel(path string, k *boot.Kernel) (*boot.Kernel, *os.File, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, mem.Close())
 	}
-	u, err := boot.ParseKernel(path, mem, st.Size())
+	u, err := ParseKernel(path, mem, st.Size())
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("unpacked %w", err), mem.Close())
 	}
@@ -151,7 +159,7 @@ func unpackKernel(path string, k *boot.Kernel) (*boot.Kernel, *os.File, error) {
 
 // saveCached writes k to a cache entry, whole or not at all, and drops the
 // entries that have not been used for longest.
-func saveCached(k *boot.Kernel, entry string) (err error) {
+func saveCached(k *Kernel, entry string) (err error) {
 	dir := filepath.Dir(entry)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

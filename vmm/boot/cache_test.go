@@ -1,18 +1,12 @@
-package vmm
+package boot
 
 import (
 	"bytes"
-	"compress/gzip"
-	"debug/elf"
-	"encoding/binary"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"disco/vmm/boot"
 )
 
 // elfKernel is an ELF kernel of one segment at 16 MiB, half of it zeros.
@@ -20,46 +14,13 @@ func elfKernel() []byte {
 	data := make([]byte, 256<<10)
 	copy(data, "code")
 	copy(data[200<<10:], "data")
-	const dataAt = 4096
-	h := elf.Header64{
-		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Entry: 16 << 20,
-		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
-	}
-	copy(h.Ident[:], elf.ELFMAG+"\x02\x01\x01")
-	var b bytes.Buffer
-	binary.Write(&b, binary.LittleEndian, &h)
-	binary.Write(&b, binary.LittleEndian, &elf.Prog64{
-		Type: uint32(elf.PT_LOAD), Off: dataAt, Paddr: 16 << 20, Filesz: uint64(len(data)), Memsz: 1 << 20,
-	})
-	b.Write(make([]byte, dataAt-b.Len()))
-	b.Write(data)
-	return b.Bytes()
+	return makeELF(16<<20, 0, seg{phys: 16 << 20, data: data, memSize: 1 << 20})
 }
 
-// bzImageOf is a bzImage whose payload is image, by gzip. The offsets are those
-// of Linux Documentation/arch/x86/boot.rst.
-func bzImageOf(image []byte) []byte {
-	var z bytes.Buffer
-	w := gzip.NewWriter(&z)
-	w.Write(image)
-	w.Close()
-	const start, stub = 1024, 1024
-	code := append(make([]byte, stub), z.Bytes()...)
-	code = append(code, make([]byte, -len(code)&15)...)
-	p := append(make([]byte, start), code...)
-	le := binary.LittleEndian
-	p[0x1F1] = 1
-	le.PutUint32(p[0x1F4:], uint32(len(code)/16))
-	le.PutUint16(p[0x1FE:], 0xAA55)
-	copy(p[0x202:], "HdrS")
-	le.PutUint16(p[0x206:], 0x20F)
-	p[0x211] = 1
-	le.PutUint16(p[0x236:], 1)
-	le.PutUint32(p[0x238:], 2047)
-	le.PutUint32(p[0x248:], stub)
-	le.PutUint32(p[0x24C:], uint32(z.Len()))
-	le.PutUint64(p[0x258:], 16<<20)
-	return p
+// bzImageOf is a bzImage whose payload is image, by gzip.
+func bzImageOf(t *testing.T, image []byte) []byte {
+	t.Helper()
+	return makeBzImage(pack(t, image, packGzip))
 }
 
 // kernelFile writes a kernel to a fresh folder.
@@ -96,32 +57,18 @@ func names(t *testing.T, dir string) []string {
 // openAndLoad opens the kernel at path and checks that it is elfKernel.
 func openAndLoad(t *testing.T, path string) {
 	t.Helper()
-	k, c, err := openKernel(path, false)
+	k, f, err := OpenUnpacked(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer f.Close()
 	if k.Packed() {
 		t.Fatal("the kernel is still packed")
 	}
-	mem := make(flat, 32<<20)
-	e, err := (&boot.Params{Kernel: k, RAM: boot.RAM(uint64(len(mem))), CPUs: 1}).Load(mem)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if e.RIP != 16<<20 || string(mem[16<<20:16<<20+4]) != "code" || string(mem[16<<20+200<<10:16<<20+200<<10+4]) != "data" {
+	m, e := load(t, &Params{Kernel: k, RAM: RAM(32 << 20), CPUs: 1})
+	if e.RIP != 16<<20 || string(m.at(16<<20, 4)) != "code" || string(m.at(16<<20+200<<10, 4)) != "data" {
 		t.Error("what was loaded is not the kernel")
 	}
-}
-
-// flat is guest memory.
-type flat []byte
-
-func (m flat) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > int64(len(m)) || len(p) > len(m)-int(off) {
-		return 0, io.ErrShortWrite
-	}
-	return copy(m[off:], p), nil
 }
 
 func TestOpenKernelAsItIs(t *testing.T) {
@@ -129,14 +76,14 @@ func TestOpenKernelAsItIs(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		image  []byte
-		kaslr  bool
+		open   func(string) (*Kernel, *os.File, error)
 		packed bool
 	}{
-		{"ELF", elfKernel(), false, false},
-		{"ELF with KASLR", elfKernel(), true, false},
-		{"bzImage with KASLR", bzImageOf(elfKernel()), true, true},
+		{"ELF to unpack", elfKernel(), OpenUnpacked, false},
+		{"ELF", elfKernel(), OpenKernel, false},
+		{"bzImage", bzImageOf(t, elfKernel()), OpenKernel, true},
 	} {
-		k, closer, err := openKernel(kernelFile(t, c.image), c.kaslr)
+		k, f, err := c.open(kernelFile(t, c.image))
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -144,7 +91,7 @@ func TestOpenKernelAsItIs(t *testing.T) {
 		if k.Packed() != c.packed {
 			t.Errorf("%s: packed is %v", c.name, k.Packed())
 		}
-		if err := closer.Close(); err != nil {
+		if err := f.Close(); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
@@ -155,7 +102,7 @@ func TestOpenKernelAsItIs(t *testing.T) {
 
 func TestHostKernelCache(t *testing.T) {
 	dir := cacheFolder(t)
-	path := kernelFile(t, bzImageOf(elfKernel()))
+	path := kernelFile(t, bzImageOf(t, elfKernel()))
 	openAndLoad(t, path)
 	n := names(t, dir)
 	if len(n) != 1 {
@@ -182,7 +129,7 @@ func TestHostKernelCache(t *testing.T) {
 		{"truncated", func() error { return os.Truncate(entry, first.Size()-1) }},
 		{"empty", func() error { return os.Truncate(entry, 0) }},
 		{"zeros", func() error { return os.WriteFile(entry, make([]byte, first.Size()), 0o600) }},
-		{"a packed kernel", func() error { return os.WriteFile(entry, bzImageOf(elfKernel()), 0o600) }},
+		{"a packed kernel", func() error { return os.WriteFile(entry, bzImageOf(t, elfKernel()), 0o600) }},
 	} {
 		if err := c.damage(); err != nil {
 			t.Fatal(err)
@@ -204,7 +151,7 @@ func TestHostKernelCache(t *testing.T) {
 }
 
 func TestHostKernelWithoutCache(t *testing.T) {
-	path := kernelFile(t, bzImageOf(elfKernel()))
+	path := kernelFile(t, bzImageOf(t, elfKernel()))
 	t.Run("no home", func(t *testing.T) {
 		t.Setenv("XDG_CACHE_HOME", "")
 		t.Setenv("HOME", "")
@@ -238,7 +185,7 @@ func TestHostKernelCacheStaysSmall(t *testing.T) {
 	age("old"+tempSuffix, 2*cacheStale)
 	age("new"+tempSuffix, 0)
 	age("README", 1000*time.Hour)
-	openAndLoad(t, kernelFile(t, bzImageOf(elfKernel())))
+	openAndLoad(t, kernelFile(t, bzImageOf(t, elfKernel())))
 	got := strings.Join(names(t, dir), " ")
 	for _, name := range []string{"a.vmlinux", "b.vmlinux", "c.vmlinux", "new.tmp", "README"} {
 		if !strings.Contains(got, name) {
@@ -252,7 +199,7 @@ func TestHostKernelCacheStaysSmall(t *testing.T) {
 
 func TestHostOpenKernelRefuses(t *testing.T) {
 	dir := cacheFolder(t)
-	damaged := bzImageOf(elfKernel())
+	damaged := bzImageOf(t, elfKernel())
 	copy(damaged[len(damaged)-60:], bytes.Repeat([]byte{0xFF}, 30))
 	for _, c := range []struct {
 		name string
@@ -263,12 +210,12 @@ func TestHostOpenKernelRefuses(t *testing.T) {
 		{"folder", t.TempDir(), "is a directory"},
 		{"text", kernelFile(t, []byte("hello")), "is not a kernel; give an x86-64 bzImage or vmlinux"},
 		{"damaged", kernelFile(t, damaged), "cannot be unpacked: gzip: "},
-		{"no ELF inside", kernelFile(t, bzImageOf([]byte("hello"))), "is not a kernel"},
-		{"bzImage inside", kernelFile(t, bzImageOf(bzImageOf(elfKernel()))), "is not an ELF"},
+		{"no ELF inside", kernelFile(t, bzImageOf(t, []byte("hello"))), "is not a kernel"},
+		{"bzImage inside", kernelFile(t, bzImageOf(t, bzImageOf(t, elfKernel()))), "is not an ELF"},
 	} {
 		before := len(names(t, "/proc/self/fd"))
-		k, closer, err := openKernel(c.path, false)
-		if err == nil || k != nil || closer != nil {
+		k, f, err := OpenUnpacked(c.path)
+		if err == nil || k != nil || f != nil {
 			t.Errorf("%s: opened", c.name)
 			continue
 		}

@@ -1,0 +1,185 @@
+package vmm
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"disco/memory"
+	"disco/numa"
+	"disco/numa/balance"
+)
+
+// PlacementKind is a way to choose a guest's nodes.
+type PlacementKind int
+
+const (
+	// PlaceAuto puts a guest on the one node that it fits on, the one with the
+	// most free memory if there are several, and spreads one that fits on none.
+	PlaceAuto PlacementKind = iota
+	// PlaceNodes uses the nodes of Placement.Nodes.
+	PlaceNodes
+	// PlaceInterleave spreads vCPUs over all nodes, and memory page by page.
+	PlaceInterleave
+)
+
+// Placement says on which nodes a guest runs and where its memory begins.
+type Placement struct {
+	Kind  PlacementKind
+	Nodes []numa.Node // PlaceNodes: one or more
+}
+
+// NUMA says where a guest runs and what becomes of its pages. The zero value is a
+// guest that is placed by itself and whose pages stay where they are.
+type NUMA struct {
+	Topology  *numa.Topology // the host's nodes; nil to read this host's
+	FakeNodes int            // split one node of it into so many; 0 for none
+	Placement Placement
+	Balance   balance.Config // what moves the pages of a guest on several nodes
+	Huge      memory.Huge
+
+	// Lenient has a guest on several nodes do with what the host can, with a
+	// warning, where it cannot have a KVM VM on each or its pages cannot move.
+	// Otherwise such a host is an error.
+	Lenient bool
+
+	// Plain makes one KVM VM for all nodes, as other monitors do, and
+	// HostBalancing leaves its pages to the kernel's numa_balancing. Both are
+	// there to be measured against.
+	Plain         bool
+	HostBalancing bool
+}
+
+// place is where a guest runs.
+type place struct {
+	topology *numa.Topology
+	nodes    []numa.Node // those with vCPUs
+	homes    []int       // of each vCPU, an index of nodes
+	memory   memory.Placement
+	pin      bool // vCPUs run on the CPUs of their node only
+}
+
+// wide says that the guest has a KVM VM on each of several nodes.
+func (n *NUMA) wide(p *place) bool { return len(p.nodes) > 1 && !n.Plain }
+
+// roomy are the nodes that can run a guest: those with CPUs and memory.
+func roomy(t *numa.Topology) []numa.Node {
+	return slices.DeleteFunc(slices.Clone(t.Nodes()), func(n numa.Node) bool {
+		return len(t.CPUs(n)) == 0 || t.Memory(n).Total == 0
+	})
+}
+
+// placeGuest chooses the nodes of a guest with so many vCPUs and bytes of memory.
+// Its errors are about the Config.
+func placeGuest(n *NUMA, t *numa.Topology, cpus int, size uint64) (*place, error) {
+	p := &place{topology: t, memory: memory.FirstTouch}
+	all := roomy(t)
+	if len(all) == 0 {
+		return nil, errors.New("placement: no node of this host has both CPUs and memory")
+	}
+	p.pin = len(all) > 1
+	switch n.Placement.Kind {
+	case PlaceNodes:
+		if err := checkNodes(t, n.Placement.Nodes, size); err != nil {
+			return nil, err
+		}
+		p.nodes, p.pin = slices.Clone(n.Placement.Nodes), true
+	case PlaceInterleave:
+		p.nodes, p.memory = all, memory.Interleaved
+	default:
+		p.nodes = fit(t, all, cpus, size)
+	}
+	if len(p.nodes) > cpus {
+		p.nodes = p.nodes[:cpus]
+	}
+	if len(p.nodes) == 1 && p.memory == memory.FirstTouch && p.pin {
+		p.memory = memory.Bound
+	}
+	p.homes = spread(t, p.nodes, cpus)
+	return p, nil
+}
+
+func checkNodes(t *numa.Topology, nodes []numa.Node, size uint64) error {
+	if len(nodes) == 0 {
+		return errors.New("placement: it names no node; write nodes=0,1")
+	}
+	var total uint64
+	for i, n := range nodes {
+		switch {
+		case !t.Has(n):
+			return fmt.Errorf("placement: there is no node %d; this host has %s", n, list(t.Nodes()))
+		case slices.Contains(nodes[:i], n):
+			return fmt.Errorf("placement: node %d is given twice", n)
+		case len(t.CPUs(n)) == 0:
+			return fmt.Errorf("placement: node %d has no CPUs that are online; nodes with CPUs are %s", n, list(roomy(t)))
+		}
+		total += t.Memory(n).Total
+	}
+	if size > total {
+		return fmt.Errorf("placement: the guest's memory is %s, and node%s %s %s %s; give it less, or more nodes",
+			FormatSize(size), plural(len(nodes), "", "s"), list(nodes), plural(len(nodes), "has", "have"), FormatSize(total&^(1<<20-1)))
+	}
+	return nil
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+func list(nodes []numa.Node) string {
+	s := ""
+	for i, n := range nodes {
+		if i > 0 {
+			s += ","
+		}
+		s += fmt.Sprint(int(n))
+	}
+	return s
+}
+
+// fit is the node that the guest fits on, or the fewest that hold it, those with
+// the most free memory first; all of them if it is too large even so.
+func fit(t *numa.Topology, all []numa.Node, cpus int, size uint64) []numa.Node {
+	byFree := slices.Clone(all)
+	slices.SortStableFunc(byFree, func(a, b numa.Node) int { return cmp.Compare(t.Memory(b).Free, t.Memory(a).Free) })
+	fits := func(n numa.Node) bool { return len(t.CPUs(n)) >= cpus && t.Memory(n).Free >= size }
+	if i := slices.IndexFunc(byFree, fits); i >= 0 {
+		return byFree[i : i+1]
+	}
+	var free uint64
+	room := 0
+	for i, n := range byFree {
+		free += t.Memory(n).Free
+		room += len(t.CPUs(n))
+		if free >= size && room >= cpus {
+			all = byFree[:i+1]
+			break
+		}
+	}
+	all = slices.Clone(all)
+	slices.Sort(all)
+	return all
+}
+
+// spread gives each node a run of vCPUs, as many as its share of the CPUs.
+func spread(t *numa.Topology, nodes []numa.Node, cpus int) []int {
+	room := 0
+	for _, n := range nodes {
+		room += len(t.CPUs(n))
+	}
+	homes := make([]int, 0, cpus)
+	before := 0
+	for i, n := range nodes {
+		before += len(t.CPUs(n))
+		end := max(cpus*before/room, i+1)     // at least one each,
+		end = min(end, cpus-(len(nodes)-1-i)) // and one left for each that comes
+		for len(homes) < end {
+			homes = append(homes, i)
+		}
+	}
+	return homes
+}
