@@ -48,13 +48,21 @@ func moduleName(file string) (string, bool) {
 	return strings.ReplaceAll(name, "-", "_"), ok
 }
 
-// ResolveModules returns the files of the named modules and of all that they
-// need, found under the modules tree root (as /lib/modules/6.1.0-13-amd64), in an
-// order in which they load: by `depends` and by `softdep … pre` of each module.
-// Dashes and underscores in names are the same. A name that modules.builtin
-// lists needs no file and gives none; a soft dependency that is nowhere is left
-// out, as modprobe does; any other module that is nowhere is an error.
-func ResolveModules(root string, names ...string) ([]string, error) {
+// Module is a kernel module, unpacked.
+type Module struct {
+	File  string // where it was found
+	name  string // as the kernel has it
+	image []byte
+}
+
+// ResolveModules returns the named modules and all that they need, found under the
+// modules tree root (as /lib/modules/6.1.0-13-amd64), in an order in which they
+// load: by `depends` and by `softdep … pre` of each module. Files whose names end
+// in .gz, .xz or .zst are unpacked. Dashes and underscores in names are the same. A
+// name that modules.builtin lists needs no file and gives none; a soft dependency
+// that is nowhere is left out, as modprobe does; any other module that is nowhere
+// is an error.
+func ResolveModules(root string, names ...string) ([]Module, error) {
 	t, err := readTree(root)
 	if err != nil {
 		return nil, err
@@ -73,7 +81,7 @@ type tree struct {
 	files   map[string]string // module name to file
 	builtin map[string]bool
 	done    map[string]bool
-	order   []string
+	order   []Module
 }
 
 func readTree(root string) (*tree, error) {
@@ -128,7 +136,7 @@ func (t *tree) visit(name string, chain []string) error {
 		}
 		return fmt.Errorf("kernel module %s is not under %s", name, t.root)
 	}
-	image, err := ReadModule(file)
+	image, err := readModule(file)
 	if err != nil {
 		return err
 	}
@@ -151,7 +159,7 @@ func (t *tree) visit(name string, chain []string) error {
 		}
 	}
 	t.done[name] = true
-	t.order = append(t.order, file)
+	t.order = append(t.order, Module{file, name, image})
 	return nil
 }
 
@@ -198,9 +206,8 @@ func dependencies(image []byte) (hard, soft []string, err error) {
 	return hard, soft, nil
 }
 
-// ReadModule returns the ELF image of a module file, unpacked if its name ends in
-// .gz, .xz or .zst.
-func ReadModule(file string) ([]byte, error) {
+// readModule returns the ELF image of a module file.
+func readModule(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("kernel module: %w", err)
@@ -226,23 +233,15 @@ func ReadModule(file string) ([]byte, error) {
 	return image, nil
 }
 
-// Modules adds module files, unpacked, to the folder dir of the archive, and
-// beside them the list that insmod.LoadAll follows: files in the order given.
-func (w *Writer) Modules(dir string, files []string) error {
+// Modules adds modules to the folder dir of the archive, and beside them the list
+// that insmod.LoadAll follows: files in the order given.
+func (w *Writer) Modules(dir string, modules []Module) error {
 	var order strings.Builder
-	for _, file := range files {
-		name, ok := moduleName(file)
-		if !ok {
-			return fmt.Errorf("initramfs: %s is no kernel module", file)
-		}
-		image, err := ReadModule(file)
-		if err != nil {
+	for _, m := range modules {
+		if err := w.File(path.Join(dir, m.name+".ko"), 0o644, bytes.NewReader(m.image), int64(len(m.image))); err != nil {
 			return err
 		}
-		if err := w.File(path.Join(dir, name+".ko"), 0o644, bytes.NewReader(image), int64(len(image))); err != nil {
-			return err
-		}
-		order.WriteString(name + ".ko\n")
+		order.WriteString(m.name + ".ko\n")
 	}
 	return w.File(path.Join(dir, insmod.Order), 0o644, strings.NewReader(order.String()), int64(order.Len()))
 }

@@ -67,7 +67,7 @@ func TestResolveModules(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(strings.Join(tt.names, ","), func(t *testing.T) {
-			files, err := ResolveModules(root, tt.names...)
+			modules, err := ResolveModules(root, tt.names...)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Fatalf("error %v, want one with %q", err, tt.err)
@@ -78,8 +78,8 @@ func TestResolveModules(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			for _, f := range files {
-				got = append(got, filepath.Base(f))
+			for _, m := range modules {
+				got = append(got, filepath.Base(m.File))
 			}
 			if strings.Join(got, " ") != tt.want {
 				t.Errorf("got %v, want %s", got, tt.want)
@@ -98,13 +98,13 @@ func TestModulesAreUnpacked(t *testing.T) {
 		module(t, root, "packed_"+ext, "depends=packed-gz")
 		pack(t, filepath.Join(root, "packed_"+ext+".ko"), ext)
 	}
-	files, err := ResolveModules(root, "plain")
+	modules, err := ResolveModules(root, "plain")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
 	w := NewWriter(&b)
-	if err := errors.Join(w.Modules("lib/modules", files), w.Close()); err != nil {
+	if err := errors.Join(w.Modules("lib/modules", modules), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	r := cpio.NewReader(&b)

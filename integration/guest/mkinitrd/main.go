@@ -81,11 +81,11 @@ func fill(w *initramfs.Writer, init, busybox, tree string, drivers []string) err
 			return err
 		}
 	}
-	files, err := initramfs.ResolveModules(tree, drivers...)
+	resolved, err := initramfs.ResolveModules(tree, drivers...)
 	if err != nil {
 		return err
 	}
-	if err := w.Modules("lib/modules", files); err != nil {
+	if err := w.Modules("lib/modules", resolved); err != nil {
 		return err
 	}
 	return w.Close()
