@@ -96,7 +96,7 @@ func TestFindPVH(t *testing.T) {
 		{"none", nil, 0},
 		{"alone", pvhNote(0x1000), 0x1000},
 		{"after another", append(other(), pvhNote(0x2000)...), 0x2000},
-		{"another of the same owner", append(le.AppendUint32(nil, 4), append(pvhNote(0x1000)[4:8:8], append([]byte{1, 0, 0, 0}, pvhNote(0x1000)[12:]...)...)...), 0},
+		{"another of the same owner", bytes.Replace(pvhNote(0x1000), []byte{noteXenPhys32Entry, 0}, []byte{1, 0}, 1), 0},
 		{"cut", pvhNote(0x1000)[:18], 0},
 		{"name longer than the notes", le.AppendUint32(nil, ^uint32(0)), 0},
 		{"absurd lengths", bytes.Repeat([]byte{0xFF}, 64), 0},
