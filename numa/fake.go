@@ -33,7 +33,7 @@ func (t *Topology) Fake(n int) (*Topology, error) {
 		p := place{
 			cpus:     from.cpus,
 			distance: slices.Repeat([]int{Remote}, n),
-			memory:   Memory{Total: from.memory.Total / uint64(n), Free: from.memory.Free / uint64(n)},
+			memory:   Memory{Total: from.memory.Total / uint64(n), Free: from.memory.Free / uint64(n), Available: from.memory.Available / uint64(n)},
 			meminfo:  from.meminfo,
 			share:    from.share * uint64(n),
 			behind:   from.behind,

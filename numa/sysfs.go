@@ -90,7 +90,7 @@ func readUniform(root fs.FS, online []CPU) (*Topology, error) {
 func (t *Topology) ReadMemory(root fs.FS, n Node) (Memory, error) {
 	p := t.place(n)
 	m, err := readMemory(root, p.meminfo)
-	return Memory{Total: m.Total / p.share, Free: m.Free / p.share}, err
+	return Memory{Total: m.Total / p.share, Free: m.Free / p.share, Available: m.Available / p.share}, err
 }
 
 // fileError is err, which came of the file called name, in one line with its
@@ -237,7 +237,9 @@ func parseDistance(s string) ([]int, error) {
 // well as that of /proc.
 func parseMeminfo(s string) (Memory, error) {
 	var m Memory
-	wanted := map[string]*uint64{"MemTotal:": &m.Total, "MemFree:": &m.Free}
+	var active, inactive, slab, dirty uint64 // kernels of old do not tell all
+	wanted := map[string]*uint64{"MemTotal:": &m.Total, "MemFree:": &m.Free,
+		"Active(file):": &active, "Inactive(file):": &inactive, "SReclaimable:": &slab, "Dirty:": &dirty}
 	for line := range strings.Lines(s) {
 		f := strings.Fields(line)
 		if len(f) > 2 && f[0] == "Node" {
@@ -261,5 +263,10 @@ func parseMeminfo(s string) (Memory, error) {
 			return Memory{}, fmt.Errorf("has no %s", name)
 		}
 	}
+	m.Available = m.Free
+	for _, n := range []uint64{active - min(active, dirty), inactive, slab} {
+		m.Available += min(n/2, m.Total-min(m.Total, m.Available))
+	}
+	m.Available = min(m.Available, m.Total)
 	return m, nil
 }

@@ -71,7 +71,8 @@ func FuzzDistance(f *testing.F) {
 
 func FuzzMeminfo(f *testing.F) {
 	for _, s := range []string{"", "MemTotal: 2 kB\nMemFree: 1 kB\n", "\nNode 0 MemTotal: 2 kB\nNode 0 MemFree: 1 kB\n", "Node 0", "MemTotal:",
-		"MemTotal: 18014398509481984 kB\n", "MemTotal: 2 kB\nMemTotal: 3 kB\nMemFree: 1 MB"} {
+		"MemTotal: 18014398509481984 kB\n", "MemTotal: 2 kB\nMemTotal: 3 kB\nMemFree: 1 MB",
+		"MemTotal: 9 kB\nMemFree: 3 kB\nActive(file): 18014398509481983 kB\nInactive(file): 4 kB\nDirty: 1 kB\n"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -79,7 +80,7 @@ func FuzzMeminfo(f *testing.F) {
 		if err != nil && (m != Memory{} || len(err.Error()) > 300 || strings.Contains(err.Error(), "\n")) {
 			t.Fatalf("%q: %+v, %v", s, m, err)
 		}
-		if m.Total%1024 != 0 || m.Free%1024 != 0 {
+		if m.Total%1024 != 0 || m.Free%1024 != 0 || m.Available > m.Total {
 			t.Fatalf("%q: got %+v", s, m)
 		}
 	})

@@ -7,7 +7,7 @@
 // another); cpusets and affinity masks (a CPU listed here may be forbidden to
 // this process); caches, cores and threads; bandwidth, latency and initiators
 // of the HMAT; kinds of memory (a node of CXL or high-bandwidth memory is a node
-// without CPUs); memory that the kernel could reclaim; placing anything.
+// without CPUs); placing anything.
 package numa
 
 import (
@@ -38,6 +38,9 @@ const (
 type Memory struct {
 	Total uint64 // what the kernel manages; 0 for a node without memory
 	Free  uint64 // without page cache and what else the kernel could reclaim
+	// Available is Free and half of the clean page cache and reclaimable slabs of
+	// the node: about what it can give without hurting anyone. 0 to Total.
+	Available uint64
 }
 
 // Topology is the nodes of a machine that are online. [Read] or [Topology.Fake]

@@ -215,8 +215,9 @@ func TestReadMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root[file] = &fstest.MapFile{Data: []byte("Node 1 MemTotal: 1572864 kB\nNode 1 MemFree: 8 kB\n")}
-	if m, err := topology.ReadMemory(root, 1); err != nil || m != (Memory{1536 << 20, 8 << 10}) {
+	root[file] = &fstest.MapFile{Data: []byte("Node 1 MemTotal: 1572864 kB\nNode 1 MemFree: 8 kB\n" +
+		"Node 1 Active(file): 40 kB\nNode 1 Inactive(file): 10 kB\nNode 1 Dirty: 20 kB\nNode 1 SReclaimable: 2 kB\n")}
+	if m, err := topology.ReadMemory(root, 1); err != nil || m != (Memory{1536 << 20, 8 << 10, 24 << 10}) {
 		t.Errorf("got %+v, %v", m, err)
 	}
 	if m := topology.Memory(1); m.Free != 1200<<20 {

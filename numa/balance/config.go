@@ -42,8 +42,8 @@ type Config struct {
 	MoveShare   float64 `json:"move_share"`
 	// MoveRate is the pages per second that are moved or copied at most.
 	MoveRate int `json:"move_rate"`
-	// MinFree is the part of a node's memory that stays free of what the daemon
-	// brings there; with less than that, replicas are given back. 0 to 1.
+	// MinFree is the part of a node's memory that nothing is brought into, so that
+	// it stays available; with less than that, replicas are given back. 0 to 1.
 	MinFree float64 `json:"min_free"`
 }
 

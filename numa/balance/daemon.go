@@ -315,7 +315,7 @@ func (d *Daemon) failed(err error, v int) {
 	}
 }
 
-// look looks at free memory and mappings, and gives replicas back if a node has
+// look looks at available memory and mappings, and gives replicas back if a node has
 // too little.
 func (d *Daemon) look(now time.Duration) {
 	short := 0
@@ -326,7 +326,7 @@ func (d *Daemon) look(now time.Duration) {
 			d.room[v] = 0
 			continue
 		}
-		room := (int64(m.Free) - int64(float64(m.Total)*d.cfg.MinFree)) / pageSize
+		room := (int64(m.Available) - int64(float64(m.Total)*d.cfg.MinFree)) / pageSize
 		d.room[v] = int(max(room, 0))
 		short = max(short, int(-room))
 	}

@@ -38,7 +38,7 @@ func TestDaemonTicks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.free = func(numa.Node) (numa.Memory, error) { return numa.Memory{Total: 1 << 40, Free: 1 << 40}, nil }
+		d.free = func(numa.Node) (numa.Memory, error) { return numa.Memory{Total: 1 << 40, Available: 1 << 40}, nil }
 		for i := range m.page {
 			m.access(memory.PPN(i), 0, true)
 		}

@@ -255,9 +255,9 @@ func newGuest(t testing.TB, m *model, cfg Config) *guest {
 		func() time.Duration { return g.clock },
 		func(n numa.Node) (numa.Memory, error) {
 			if m.limit[n] == 0 {
-				return numa.Memory{Total: 1 << 40, Free: 1 << 40}, nil
+				return numa.Memory{Total: 1 << 40, Available: 1 << 40}, nil
 			}
-			return numa.Memory{Total: uint64(m.limit[n]) * pageSize, Free: uint64(m.limit[n]-m.size[n]) * pageSize}, nil
+			return numa.Memory{Total: uint64(m.limit[n]) * pageSize, Available: uint64(m.limit[n]-m.size[n]) * pageSize}, nil
 		})
 	return g
 }

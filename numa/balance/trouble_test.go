@@ -90,7 +90,7 @@ func TestNodeFull(t *testing.T) {
 			free := g.d.free
 			g.d.free = func(n numa.Node) (numa.Memory, error) {
 				f, err := free(n)
-				f.Free = 1 << 30
+				f.Available = 1 << 30
 				return f, err
 			}
 		}
