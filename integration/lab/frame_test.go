@@ -91,14 +91,7 @@ func FuzzLink(f *testing.F) {
 	f.Add(appendFrame(nil, frame{kindCredit, stdin, []byte{0, 0, 4, 0}}))
 	f.Add(appendFrame(appendFrame(nil, frame{kindEOF, stdout, nil}), frame{kindData, stdout, []byte("late")}))
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		l := newLink(struct {
-			io.Reader
-			io.Writer
-		}{bytes.NewReader(wire), io.Discard})
-		if err := l.in[stdout].open(); err != nil {
-			t.Fatal(err)
-		}
-		err := l.serve(func(frame) (bool, error) { return true, nil })
+		l, err := hear(t, wire)
 		if err == nil {
 			t.Error("serve ended without a reason")
 		}

@@ -87,7 +87,7 @@ func (l *link) read(handle func(frame) (bool, error)) error {
 		case kindData:
 			err = l.in[f.stream].put(f.payload)
 		case kindEOF:
-			l.in[f.stream].end()
+			l.in[f.stream].fail(io.EOF)
 		case kindCredit:
 			var n []uint32
 			if n, err = f.numbers(1); err == nil {
@@ -105,22 +105,45 @@ func (l *link) read(handle func(frame) (bool, error)) error {
 	}
 }
 
-// inbox is the receiving end of a stream: an io.Reader that gives credit as it is
-// read. It grants nothing before open.
-type inbox struct {
+// end is what both ends of a stream have.
+type end struct {
 	link   *link
 	stream stream
 
 	mu      sync.Mutex
-	arrived sync.Cond
-	buf     bytes.Buffer
-	room    int // bytes granted and not received yet
-	err     error
+	changed sync.Cond // of what is below, and the inbox's bytes
+	room    int       // bytes granted and not sent, or not received, yet
+	err     error     // the stream's end, if there is one
+}
+
+func (e *end) init(l *link, s stream) {
+	e.link, e.stream = l, s
+	e.changed.L = &e.mu
+}
+
+// fail makes Write return err from now on, and Read once what has arrived is read.
+func (e *end) fail(err error) {
+	if err == nil {
+		err = io.ErrClosedPipe
+	}
+	e.mu.Lock()
+	if e.err == nil {
+		e.err = err
+	}
+	e.mu.Unlock()
+	e.changed.Broadcast()
+}
+
+// inbox is the receiving end of a stream: an io.Reader that gives credit as it is
+// read. It grants nothing before open.
+type inbox struct {
+	end
+	buf bytes.Buffer
 }
 
 func newInbox(l *link, s stream) *inbox {
-	b := &inbox{link: l, stream: s}
-	b.arrived.L = &b.mu
+	b := &inbox{}
+	b.init(l, s)
 	return b
 }
 
@@ -145,30 +168,15 @@ func (b *inbox) put(p []byte) error {
 	}
 	b.room -= len(p)
 	b.buf.Write(p)
-	b.arrived.Signal()
+	b.changed.Signal()
 	return nil
-}
-
-func (b *inbox) end() { b.fail(io.EOF) }
-
-// fail makes Read return err once what has arrived is read.
-func (b *inbox) fail(err error) {
-	if err == nil {
-		err = io.ErrClosedPipe
-	}
-	b.mu.Lock()
-	if b.err == nil {
-		b.err = err
-	}
-	b.mu.Unlock()
-	b.arrived.Broadcast()
 }
 
 // Read implements io.Reader, for one reader at a time.
 func (b *inbox) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	for b.buf.Len() == 0 && b.err == nil {
-		b.arrived.Wait()
+		b.changed.Wait()
 	}
 	if b.buf.Len() == 0 {
 		defer b.mu.Unlock()
@@ -186,19 +194,11 @@ func (b *inbox) Read(p []byte) (int, error) {
 }
 
 // outbox is the sending end of a stream: an io.WriteCloser that waits for credit.
-type outbox struct {
-	link   *link
-	stream stream
-
-	mu      sync.Mutex
-	granted sync.Cond
-	room    int
-	err     error
-}
+type outbox struct{ end }
 
 func newOutbox(l *link, s stream) *outbox {
-	b := &outbox{link: l, stream: s}
-	b.granted.L = &b.mu
+	b := &outbox{}
+	b.init(l, s)
 	return b
 }
 
@@ -209,20 +209,8 @@ func (b *outbox) grant(n uint32) error {
 		return fmt.Errorf("%w: stream %d: credit of %d over a window of %d", errProtocol, b.stream, n, window)
 	}
 	b.room += int(n)
-	b.granted.Broadcast()
+	b.changed.Broadcast()
 	return nil
-}
-
-func (b *outbox) fail(err error) {
-	if err == nil {
-		err = io.ErrClosedPipe
-	}
-	b.mu.Lock()
-	if b.err == nil {
-		b.err = err
-	}
-	b.mu.Unlock()
-	b.granted.Broadcast()
 }
 
 // ready waits until something can be written, so that a source need not be read
@@ -231,7 +219,7 @@ func (b *outbox) ready() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.room == 0 && b.err == nil {
-		b.granted.Wait()
+		b.changed.Wait()
 	}
 	return b.err
 }

@@ -29,6 +29,20 @@ func linked(t *testing.T) (a, b *link) {
 	return a, b
 }
 
+// hear returns an end whose stdout is open, when it has heard all of wire, and
+// what ended it.
+func hear(t *testing.T, wire []byte) (*link, error) {
+	t.Helper()
+	l := newLink(struct {
+		io.Reader
+		io.Writer
+	}{bytes.NewReader(wire), io.Discard})
+	if err := l.in[stdout].open(); err != nil {
+		t.Fatal(err)
+	}
+	return l, l.serve(func(frame) (bool, error) { return true, nil })
+}
+
 func noise(n int) []byte {
 	p := make([]byte, n)
 	r := rand.NewChaCha8([32]byte{7})
@@ -147,14 +161,7 @@ func TestLinkRefuses(t *testing.T) {
 		for _, f := range c.frames {
 			wire = appendFrame(wire, f)
 		}
-		l := newLink(struct {
-			io.Reader
-			io.Writer
-		}{bytes.NewReader(wire), io.Discard})
-		if err := l.in[stdout].open(); err != nil {
-			t.Fatal(err)
-		}
-		err := l.serve(func(frame) (bool, error) { return true, nil })
+		_, err := hear(t, wire)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
