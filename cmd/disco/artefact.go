@@ -4,12 +4,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+
+	"disco/integration/lab"
 )
 
 // defaultGuest finds the kernel and the initrd that `make guest` makes:
 // $DISCO_KERNEL and $DISCO_INITRD, else the first folder that has them of
-// ../build/guest next to the executable's folder, $XDG_DATA_HOME/disco/guest and
-// /usr/share/disco/guest.
+// lab.Places.
 func (w *world) defaultGuest() (kernel, initrd string, err error) {
 	kernel, initrd = w.getenv("DISCO_KERNEL"), w.getenv("DISCO_INITRD")
 	if kernel == "" {
@@ -26,27 +27,11 @@ func (w *world) defaultGuest() (kernel, initrd string, err error) {
 
 // find looks for a file of the default guest; "" if it is nowhere.
 func (w *world) find(name string) string {
-	for _, dir := range w.guestDirs() {
+	for _, dir := range lab.Places("guest", w.executable, w.getenv) {
 		path := filepath.Join(dir, name)
 		if _, err := os.Stat(path); err == nil {
 			return path
 		}
 	}
 	return ""
-}
-
-func (w *world) guestDirs() []string {
-	var dirs []string
-	if exe, err := w.executable(); err == nil {
-		if real, err := filepath.EvalSymlinks(exe); err == nil {
-			exe = real
-		}
-		dirs = append(dirs, filepath.Join(filepath.Dir(exe), "..", "build", "guest"))
-	}
-	if data := w.getenv("XDG_DATA_HOME"); data != "" {
-		dirs = append(dirs, filepath.Join(data, "disco", "guest"))
-	} else if home := w.getenv("HOME"); home != "" {
-		dirs = append(dirs, filepath.Join(home, ".local", "share", "disco", "guest"))
-	}
-	return append(dirs, "/usr/share/disco/guest")
 }

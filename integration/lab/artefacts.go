@@ -62,8 +62,7 @@ func findQEMU() (string, error) {
 	return path, nil
 }
 
-// find looks for an artefact where the variable says, and otherwise in the
-// places where a build, a user and a package put it.
+// find looks for an artefact where the variable says, and otherwise in its Places.
 func find(name, variable, what string, right func(fs.FileMode) bool) (string, error) {
 	try := func(path string) bool {
 		info, err := os.Stat(path)
@@ -75,7 +74,7 @@ func find(name, variable, what string, right func(fs.FileMode) bool) (string, er
 		}
 		return path, nil
 	}
-	for _, dir := range places() {
+	for _, dir := range Places("lab", os.Executable, os.Getenv) {
 		if path := filepath.Join(dir, name); try(path) {
 			return path, nil
 		}
@@ -83,22 +82,23 @@ func find(name, variable, what string, right func(fs.FileMode) bool) (string, er
 	return "", fmt.Errorf("lab: %s: %s was not found: run \"make lab\", or set %s to one of a Linux with 9p (Debian's linux-image-amd64)", what, name, variable)
 }
 
-func places() []string {
+// Places are the folders in which a build, a user and a package put disco's files of
+// a kind ("lab" or "guest"), in the order in which they are to be looked at: beside
+// the folder of the executable, in the user's data, in the system's.
+func Places(kind string, executable func() (string, error), getenv func(string) string) []string {
 	var dirs []string
-	if exe, err := os.Executable(); err == nil {
+	if exe, err := executable(); err == nil {
 		if real, err := filepath.EvalSymlinks(exe); err == nil {
 			exe = real
 		}
-		dirs = append(dirs, filepath.Join(filepath.Dir(exe), "..", "build", "lab"))
+		dirs = append(dirs, filepath.Join(filepath.Dir(exe), "..", "build", kind))
 	}
-	data := os.Getenv("XDG_DATA_HOME")
-	if home, err := os.UserHomeDir(); data == "" && err == nil {
-		data = filepath.Join(home, ".local", "share")
+	if data := getenv("XDG_DATA_HOME"); data != "" {
+		dirs = append(dirs, filepath.Join(data, "disco", kind))
+	} else if home := getenv("HOME"); home != "" {
+		dirs = append(dirs, filepath.Join(home, ".local", "share", "disco", kind))
 	}
-	if data != "" {
-		dirs = append(dirs, filepath.Join(data, "disco", "lab"))
-	}
-	return append(dirs, "/usr/share/disco/lab")
+	return append(dirs, filepath.Join("/usr/share/disco", kind))
 }
 
 // findInit returns the program that is to be the lab's first process, having made sure
