@@ -10,17 +10,9 @@ import (
 	"testing"
 )
 
-// withNote returns an ELF image with one note segment.
-func withNote(name string, kind uint32, desc []byte) []byte {
-	var note bytes.Buffer
-	for _, v := range []uint32{uint32(len(name) + 1), uint32(len(desc)), kind} {
-		_ = binary.Write(&note, binary.LittleEndian, v)
-	}
-	note.WriteString(name + "\x00")
-	for note.Len()%4 != 0 {
-		note.WriteByte(0)
-	}
-	note.Write(desc)
+// withSegment returns an ELF image with one segment of a type.
+func withSegment(segment elf.ProgType) []byte {
+	body := []byte("code")
 	var b bytes.Buffer
 	_ = binary.Write(&b, binary.LittleEndian, elf.Header64{
 		Ident:   [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
@@ -28,61 +20,34 @@ func withNote(name string, kind uint32, desc []byte) []byte {
 		Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
 		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
 	})
-	_ = binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_NOTE), Off: 120, Filesz: uint64(note.Len()), Memsz: uint64(note.Len())})
-	b.Write(note.Bytes())
+	_ = binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(segment), Off: 120, Filesz: uint64(len(body)), Memsz: uint64(len(body))})
+	b.Write(body)
 	return b.Bytes()
 }
 
-func TestBootsByPVH(t *testing.T) {
-	whole := withNote("Xen", 18, make([]byte, 4))
+func TestOpenKernelRefuses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vmlinux")
 	for name, c := range map[string]struct {
 		image []byte
-		want  bool
+		want  string
 	}{
-		"entry":         {whole, true},
-		"other note":    {withNote("Xen", 1, make([]byte, 4)), false},
-		"other owner":   {withNote("GNU", 18, make([]byte, 4)), false},
-		"cut short":     {whole[:len(whole)-3], false},
-		"length beyond": {append(append([]byte(nil), whole[:120]...), 4, 0, 0, 0, 255, 255, 255, 255, 18, 0, 0, 0, 'X', 'e', 'n', 0, 0, 0, 0, 0), false},
-		"no ELF":        {[]byte("MZ"), false},
+		"no PVH entry": {withSegment(elf.PT_LOAD), "give its bzImage"},
+		"no kernel":    {[]byte("MZ"), "give an x86-64 bzImage or vmlinux"},
 	} {
-		if got := bootsByPVH(bytes.NewReader(c.image)); got != c.want {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
-}
-
-func TestKeepDropsWhatIsOld(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "cache")
-	src := filepath.Join(t.TempDir(), "src")
-	if err := os.WriteFile(src, []byte("kernel"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for _, name := range []string{"vmlinux-1", "vmlinux-2"} {
-		if err := keep(f, filepath.Join(dir, name)); err != nil {
+		if err := os.WriteFile(path, c.image, 0o600); err != nil {
 			t.Fatal(err)
 		}
-	}
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 1 || left[0].Name() != "vmlinux-2" {
-		t.Errorf("left: %v, %v", left, err)
-	}
-	if b, _ := os.ReadFile(filepath.Join(dir, "vmlinux-2")); string(b) != "kernel" {
-		t.Errorf("kept: %q", b)
+		if f, err := openKernel(path); f != nil || err == nil || !strings.HasPrefix(err.Error(), "lab: kernel "+path+": ") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
 	}
 }
 
 // program returns an ELF header with one segment of a type.
 func program(t *testing.T, machine elf.Machine, segment elf.ProgType) string {
 	t.Helper()
-	b := withNote("x", 0, nil)
+	b := withSegment(segment)
 	binary.LittleEndian.PutUint16(b[18:], uint16(machine))
-	binary.LittleEndian.PutUint32(b[64:], uint32(segment))
 	path := filepath.Join(t.TempDir(), "init")
 	if err := os.WriteFile(path, b, 0o700); err != nil {
 		t.Fatal(err)
