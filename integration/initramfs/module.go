@@ -55,37 +55,16 @@ type Module struct {
 	image []byte
 }
 
-// ResolveModules returns the named modules and all that they need, found under the
-// modules tree root (as /lib/modules/6.1.0-13-amd64), in an order in which they
-// load: by `depends` and by `softdep … pre` of each module. Files whose names end
-// in .gz, .xz or .zst are unpacked. Dashes and underscores in names are the same. A
-// name that modules.builtin lists needs no file and gives none; a soft dependency
-// that is nowhere is left out, as modprobe does; any other module that is nowhere
-// is an error.
-func ResolveModules(root string, names ...string) ([]Module, error) {
-	t, err := readTree(root)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		if err := t.visit(name, nil); err != nil {
-			return nil, err
-		}
-	}
-	return t.order, nil
-}
-
-// tree is a folder of modules, and the walk over it.
-type tree struct {
+// Tree is a folder of modules, as /lib/modules/6.1.0-13-amd64.
+type Tree struct {
 	root    string
 	files   map[string]string // module name to file
 	builtin map[string]bool
-	done    map[string]bool
-	order   []Module
 }
 
-func readTree(root string) (*tree, error) {
-	t := &tree{root: root, files: make(map[string]string), builtin: make(map[string]bool), done: make(map[string]bool)}
+// ReadTree finds the modules under root.
+func ReadTree(root string) (*Tree, error) {
+	t := &Tree{root: root, files: make(map[string]string), builtin: make(map[string]bool)}
 	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -118,10 +97,33 @@ func readTree(root string) (*tree, error) {
 	return t, nil
 }
 
+// Resolve returns the named modules and all that they need, in an order in which
+// they load: by `depends` and by `softdep … pre` of each module. Files whose names
+// end in .gz, .xz or .zst are unpacked. Dashes and underscores in names are the
+// same. A name that modules.builtin lists needs no file and gives none; a soft
+// dependency that is nowhere is left out, as modprobe does; any other module that
+// is nowhere is an error.
+func (t *Tree) Resolve(names ...string) ([]Module, error) {
+	r := resolution{Tree: t, done: make(map[string]bool)}
+	for _, name := range names {
+		if err := r.visit(name, nil); err != nil {
+			return nil, err
+		}
+	}
+	return r.order, nil
+}
+
+// resolution is one walk over a Tree.
+type resolution struct {
+	*Tree
+	done  map[string]bool
+	order []Module
+}
+
 // visit appends the module and what it needs; chain is the way that led here.
-func (t *tree) visit(name string, chain []string) error {
+func (r *resolution) visit(name string, chain []string) error {
 	name = strings.ReplaceAll(name, "-", "_")
-	if t.done[name] || t.builtin[name] {
+	if r.done[name] || r.builtin[name] {
 		return nil
 	}
 	for _, above := range chain {
@@ -129,12 +131,12 @@ func (t *tree) visit(name string, chain []string) error {
 			return nil // soft dependencies may be circular
 		}
 	}
-	file, ok := t.files[name]
+	file, ok := r.files[name]
 	if !ok {
 		if len(chain) > 0 {
-			return fmt.Errorf("kernel module %s, which %s needs, is not under %s", name, chain[len(chain)-1], t.root)
+			return fmt.Errorf("kernel module %s, which %s needs, is not under %s", name, chain[len(chain)-1], r.root)
 		}
-		return fmt.Errorf("kernel module %s is not under %s", name, t.root)
+		return fmt.Errorf("kernel module %s is not under %s", name, r.root)
 	}
 	image, err := readModule(file)
 	if err != nil {
@@ -146,20 +148,20 @@ func (t *tree) visit(name string, chain []string) error {
 	}
 	chain = append(chain, name)
 	for _, s := range soft {
-		if _, ok := t.files[strings.ReplaceAll(s, "-", "_")]; !ok {
+		if _, ok := r.files[strings.ReplaceAll(s, "-", "_")]; !ok {
 			continue
 		}
-		if err := t.visit(s, chain); err != nil {
+		if err := r.visit(s, chain); err != nil {
 			return err
 		}
 	}
 	for _, h := range hard {
-		if err := t.visit(h, chain); err != nil {
+		if err := r.visit(h, chain); err != nil {
 			return err
 		}
 	}
-	t.done[name] = true
-	t.order = append(t.order, Module{file, name, image})
+	r.done[name] = true
+	r.order = append(r.order, Module{file, name, image})
 	return nil
 }
 

@@ -67,7 +67,11 @@ func TestResolveModules(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(strings.Join(tt.names, ","), func(t *testing.T) {
-			modules, err := ResolveModules(root, tt.names...)
+			tree, err := ReadTree(root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			modules, err := tree.Resolve(tt.names...)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Fatalf("error %v, want one with %q", err, tt.err)
@@ -86,7 +90,7 @@ func TestResolveModules(t *testing.T) {
 			}
 		})
 	}
-	if _, err := ResolveModules(filepath.Join(root, "none"), "virtio"); err == nil {
+	if _, err := ReadTree(filepath.Join(root, "none")); err == nil {
 		t.Error("no error for a tree that is not there")
 	}
 }
@@ -98,7 +102,11 @@ func TestModulesAreUnpacked(t *testing.T) {
 		module(t, root, "packed_"+ext, "depends=packed-gz")
 		pack(t, filepath.Join(root, "packed_"+ext+".ko"), ext)
 	}
-	modules, err := ResolveModules(root, "plain")
+	tree, err := ReadTree(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules, err := tree.Resolve("plain")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,8 +48,12 @@ func writeInitrd(f io.Writer, a artefacts) error {
 	if err := w.Device("dev/console", 0o600, 5, 1); err != nil {
 		return err
 	}
+	tree, err := initramfs.ReadTree(a.modules)
+	if err != nil {
+		return err
+	}
 	for _, folder := range moduleFolders {
-		modules, err := initramfs.ResolveModules(a.modules, folder.names...)
+		modules, err := tree.Resolve(folder.names...)
 		if err != nil {
 			return err
 		}

@@ -81,7 +81,11 @@ func fill(w *initramfs.Writer, init, busybox, tree string, drivers []string) err
 			return err
 		}
 	}
-	resolved, err := initramfs.ResolveModules(tree, drivers...)
+	found, err := initramfs.ReadTree(tree)
+	if err != nil {
+		return err
+	}
+	resolved, err := found.Resolve(drivers...)
 	if err != nil {
 		return err
 	}
