@@ -91,7 +91,7 @@ func (v *View) copyRun(p PPN, n int, kind word) error {
 		arena.VMAs.Add(-2)
 		return errors.Join(err, v.copies.Punch(uint64(p), n))
 	}
-	v.mark(p, n, true, 2)
+	s.remapped(p, n, 2, func(q PPN) { v.away[q/64] |= 1 << (q % 64) })
 	undo = kind&^stateMask | word(Replicated) | 1<<copyShift<<v.index
 	b := s.block(p)
 	b.copies.Add(int32(n))
@@ -144,10 +144,13 @@ func (s *Space) collapse(p PPN, n int) (done int, err error) {
 		switch kind.state() {
 		case Replicated:
 			err = s.dissolve(first, int(q-first), kind)
+		case Shared:
+			err = s.unshare(first, int(q-first))
 		default:
 			continue
 		}
 		if err == nil {
+			err = s.release(first, int(q-first))
 			done += int(q - first)
 		}
 	}
@@ -166,7 +169,7 @@ func (s *Space) dissolve(p PPN, n int, w word) error {
 		if err := v.restore(p, n); err != nil {
 			return err
 		}
-		v.mark(p, n, false, 0)
+		s.remapped(p, n, 0, func(q PPN) { v.away[q/64] &^= 1 << (q % 64) })
 		w &^= 1 << copyShift << v.index
 		s.settle(p, n, w)
 		s.block(p).copies.Add(-int32(n))
@@ -175,6 +178,12 @@ func (s *Space) dissolve(p PPN, n int, w word) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// release lets stores through to pages that every View has the canonical copy
+// of.
+func (s *Space) release(p PPN, n int) error {
 	s.settle(p, n, word(Private))
 	for _, v := range s.view {
 		// The next access or store would do it, at the price of a fault. Of the two

@@ -44,7 +44,7 @@
 //  1. block.mu, one per 2 MiB of RAM: held by whoever changes states or mappings
 //     there, and while a fault there is answered. Never two at a time.
 //  2. View.mu: one move of mappings at a time in each View.
-//  3. Space.edges: which pages are mapped away from Home. Short.
+//  3. Space.edges: which pages are mapped from elsewhere than Home. Short.
 //  4. Space.kernel: the arguments of a system call on Home. Never with another
 //     taken inside.
 //
@@ -167,6 +167,8 @@ type Space struct {
 	words    []atomic.Uint64 // by PPN; see word
 	blocks   []block
 	edges    sync.Mutex
+	vmas     int64         // taken from the budget; under edges
+	frames   map[PPN]frame // of Shared pages; under edges
 	stamp    atomic.Uint64
 	onTouch  atomic.Pointer[func(Touch)]
 	threads  atomic.Pointer[[]thread]
@@ -298,6 +300,12 @@ func (s *Space) run(p PPN, n int) error {
 	return ErrNotRAM
 }
 
+// InRAM says whether there is RAM at a.
+func (s *Space) InRAM(a GPA) bool {
+	_, err := s.bytes(a, 1)
+	return err == nil
+}
+
 // ReadAt fills p from guest memory at a. It returns ErrNotRAM, and reads
 // nothing, if any byte lies outside RAM.
 func (s *Space) ReadAt(p []byte, a GPA) error {
@@ -342,6 +350,8 @@ func (s *Space) Close() error {
 	for _, v := range s.view {
 		errs = append(errs, v.close())
 	}
+	s.unhold()
+	arena.VMAs.Add(-s.vmas)
 	if s.pagemap != nil {
 		errs = append(errs, s.pagemap.Close())
 	}

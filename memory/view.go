@@ -34,9 +34,8 @@ type View struct {
 	mu     sync.Mutex
 	// watched is a bit per page.
 	watched []atomic.Uint64
-	// away is a bit per page that is not mapped from Home; under Space.edges.
+	// away is a bit per page that is mapped from copies; under Space.edges.
 	away []uint64
-	vmas int64 // taken from the budget for that
 }
 
 // NewView maps a further window on a thin Space's RAM. It lives until the Space
@@ -134,7 +133,6 @@ func (v *View) close() error {
 	if v.uf != nil {
 		errs = append(errs, v.uf.Close())
 	}
-	arena.VMAs.Add(-v.vmas)
 	return errors.Join(errs...)
 }
 
@@ -202,36 +200,3 @@ func (v *View) unprotect(p PPN, n int) error {
 	defer v.mu.Unlock()
 	return v.uf.Unprotect(at(v.window, p, n))
 }
-
-// mark notes that pages are mapped away from Home, or from Home again, and
-// takes from the budget, or gives back, what mappings that made or saved;
-// reserved is what had been taken for it.
-func (v *View) mark(p PPN, n int, away bool, reserved int64) {
-	v.space.edges.Lock()
-	delta := -v.seams(p, n)
-	for q := p; q < p+PPN(n); q++ {
-		if away {
-			v.away[q/64] |= 1 << (q % 64)
-		} else {
-			v.away[q/64] &^= 1 << (q % 64)
-		}
-	}
-	delta += v.seams(p, n)
-	v.vmas += delta
-	v.space.edges.Unlock()
-	arena.VMAs.Add(delta - reserved)
-}
-
-// seams is how many neighbours among the pages, and with those around them, are
-// not mapped from the same file.
-func (v *View) seams(p PPN, n int) (seams int64) {
-	last := PPN(uint64(len(v.window))/arena.PageSize) - 1
-	for q := max(p, 1); q <= min(p+PPN(n), last); q++ {
-		if v.isAway(q) != v.isAway(q-1) {
-			seams++
-		}
-	}
-	return seams
-}
-
-func (v *View) isAway(p PPN) bool { return v.away[p/64]>>(p%64)&1 != 0 }

@@ -46,6 +46,7 @@ type Arena struct {
 	huge  Huge
 	bytes []byte
 	batch batch
+	users users
 }
 
 // New makes a sparse, unlinked memory file of size bytes (a positive multiple

@@ -1,6 +1,7 @@
 package arena
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -37,6 +38,64 @@ func remap(dst, src []byte, size, flags int) error {
 func Drop(b []byte) error {
 	if err := unix.Madvise(b, unix.MADV_DONTNEED); err != nil {
 		return fmt.Errorf("arena: drop %d bytes from a mapping: %w", len(b), err)
+	}
+	return nil
+}
+
+// Stage maps n pages of the file from page on, with the arena's advice, for a
+// Move to a place in a larger mapping; if it does not come to that, Unmap ends
+// it.
+func (a *Arena) Stage(page uint64, n int) ([]byte, error) {
+	size := uintptr(n) * PageSize
+	p, err := unix.MmapPtr(a.fd, int64(page*PageSize), nil, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("arena: map %d pages: %w", n, err)
+	}
+	b := unsafe.Slice((*byte)(p), size)
+	if err := a.advise(b); err != nil {
+		return nil, errors.Join(err, Unmap(b))
+	}
+	return b, nil
+}
+
+// Give puts the mapping src, made by Stage, in the place of dst, and is like
+// Lend for the rest.
+func Give(dst, src []byte) error {
+	return remap(dst, src, len(src), 0)
+}
+
+// Graft puts n pages of other from its page on, for reading only, in the place
+// of those of the monitor's mapping from at on: Bytes shows them there. Prune
+// ends it.
+func (a *Arena) Graft(at uint64, other *Arena, page uint64, n int) error {
+	return a.replace(at, other, page, n, unix.PROT_READ)
+}
+
+// Prune shows the arena's own pages again.
+func (a *Arena) Prune(at uint64, n int) error {
+	return a.replace(at, a, at, n, unix.PROT_READ|unix.PROT_WRITE)
+}
+
+func (a *Arena) replace(at uint64, from *Arena, page uint64, n, prot int) error {
+	b := a.bytes[at*PageSize : (at+uint64(n))*PageSize]
+	_, err := unix.MmapPtr(from.fd, int64(page*PageSize), unsafe.Pointer(&b[0]), uintptr(len(b)), prot, unix.MAP_SHARED|unix.MAP_NORESERVE|unix.MAP_FIXED)
+	if err != nil {
+		return fmt.Errorf("arena: map %d pages in the place of others: %w", n, err)
+	}
+	if err := unix.Madvise(b, unix.MADV_DONTDUMP); err != nil {
+		return fmt.Errorf("arena: madvise: %w", err)
+	}
+	return a.advise(b)
+}
+
+// Fill writes p to the file from page on, whatever the mapping shows there.
+func (a *Arena) Fill(page uint64, p []byte) error {
+	for done := 0; done < len(p); {
+		n, err := unix.Pwrite(a.fd, p[done:], int64(page*PageSize)+int64(done))
+		if err != nil {
+			return fmt.Errorf("arena: write %d bytes: %w", len(p), err)
+		}
+		done += n
 	}
 	return nil
 }
