@@ -119,6 +119,12 @@ func (l locked) Watch(p memory.PPN, n int, on numa.Node) error {
 	return l.model.Watch(p, n, on)
 }
 
+func (l locked) Unwatch(p memory.PPN, n int, on numa.Node) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.model.Unwatch(p, n, on)
+}
+
 func (l locked) Guard(p memory.PPN, n int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -89,6 +89,13 @@ func (m *model) Watch(p memory.PPN, n int, on numa.Node) error {
 	return nil
 }
 
+func (m *model) Unwatch(p memory.PPN, n int, on numa.Node) error {
+	for i := range n {
+		m.page[int(p)+i].watched &^= 1 << on
+	}
+	return nil
+}
+
 func (m *model) Guard(p memory.PPN, n int) error {
 	m.work(3 * time.Microsecond)
 	for i := range n {

@@ -205,14 +205,14 @@ func TestSettlesInTime(t *testing.T) {
 		pages int
 		scale time.Duration
 		want  time.Duration
-	}{{1 << 18, 1, 10 * time.Second}, {1 << 15, 60, 20 * time.Second}} {
+	}{{1 << 18, 1, 10 * time.Second}, {1 << 15, 60, 10 * time.Second}} {
 		m := newModel(2, c.pages+512)
 		m.scale = c.scale
 		g := newGuest(t, m, Config{Policy: Full})
 		m.spend = func(d time.Duration) { g.clock += d / 4 } // the guest goes on while the daemon acts
-		g.next, g.rate = far(c.pages), 10000
+		g.next, g.rate = far(c.pages), 40000
 		g.fill(0)
-		g.run(40 * time.Second)
+		g.run(15 * time.Second)
 		s := g.d.Stats()
 		t.Logf("%d pages at %dx: the last of %d moved after %v; faults %d; %+v", c.pages, c.scale, g.moved(), g.still, g.allFaults(), s)
 		if g.migrated < c.pages || g.still > c.want {

@@ -17,6 +17,8 @@ const (
 	// trigger is how many strata must be touched from afar before it is asked who
 	// else uses the block.
 	trigger = 2
+	// few is the touches of which no pace can be told.
+	few = 4
 	// rush is the stores to a block with copies after which the rest of them is
 	// given up at once, instead of by a fault for each page.
 	rush = 8
@@ -65,6 +67,7 @@ type block struct {
 	wrong  uint8         // times that copies were written: the next guard window is twice as long
 	idles  uint8         // visits that found nothing
 	remote uint8         // the part of its uses that was remote, of allRemote
+	posted uint8         // strata with a probe
 	alive  bool          // some of it was there
 	held   bool          // left alone until due, not watched
 	turns  uint8         // times that it was wanted back too soon, as turnDecay each

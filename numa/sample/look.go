@@ -121,12 +121,14 @@ func (s *Sampler) scan(b *block, i int, now time.Duration) {
 		if o >= int(b.pages) {
 			break
 		}
-		if s.mem.Locate(s.homes[:1], first(i)+memory.PPN(o)) == nil && s.homes[0] >= 0 {
+		if b.posted>>k&1 == 0 && s.mem.Locate(s.homes[:1], first(i)+memory.PPN(o)) == nil && s.homes[0] >= 0 {
 			s.post(i)
 			return
 		}
 	}
-	b.idles = min(b.idles, 1) // it may come to life any time
+	if b.posted == 0 {
+		b.idles = min(b.idles, 1) // it may come to life any time
+	}
 }
 
 // post watches probes from afar, without an inquiry.
@@ -202,11 +204,19 @@ func (s *Sampler) watch(l *inquiry, home bool) {
 		return
 	}
 	s.choose(l)
-	s.blocks[l.block].clear()
+	b := &s.blocks[l.block]
+	// Probes of before would add up, and all fault on the day when another node
+	// takes the block.
+	for _, n := range s.nodes {
+		_ = s.mem.Unwatch(first(l.block), int(b.pages), n)
+	}
+	b.clear()
+	b.posted = 0
 	for k, page := range l.probe {
 		if page < 0 {
 			continue
 		}
+		b.posted |= 1 << k
 		if s.states[page] == memory.Replicated {
 			continue
 		}
@@ -294,8 +304,8 @@ func (s *Sampler) quiet(l *inquiry, count int, since, now time.Duration) bool {
 	}
 	// Who moved lately is asked with more patience: perhaps its users take turns.
 	wait := max(s.cfg.Window<<min(s.blocks[l.block].moves, 4), 2*(l.last-since))
-	if l.count == 0 {
-		wait = s.cfg.MaxWindow
+	if l.count < few {
+		wait = max(wait, s.cfg.MaxWindow/2) // too few to know their pace
 	}
 	return now-max(l.last, l.start) >= wait
 }

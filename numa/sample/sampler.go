@@ -55,6 +55,8 @@ type Memory interface {
 	Replicas(p memory.PPN) uint32
 	// Watch has the next access to each of n pages in the View of a node reported.
 	Watch(p memory.PPN, n int, on numa.Node) error
+	// Unwatch ends that for those that were not accessed.
+	Unwatch(p memory.PPN, n int, on numa.Node) error
 	// Guard has the next store to each of n pages reported, after which the page is
 	// Private.
 	Guard(p memory.PPN, n int) error
