@@ -633,10 +633,16 @@ func TestHostProbe(t *testing.T) {
 // checkInvariants looks at everything that must agree. Nothing else runs.
 func checkInvariants(t testing.TB, s *Space) {
 	t.Helper()
+	counted := make([]int32, len(s.blocks))
+	for i := range s.blocks {
+		s.blocks[i].mu.Lock() // a fault's goroutine wakes the thread before it unlocks
+		counted[i] = s.blocks[i].copies.Load()
+		s.blocks[i].mu.Unlock()
+	}
+	s.edges.Lock()
+	defer s.edges.Unlock()
 	copies := make([]int64, len(s.view))
 	for i := range s.blocks {
-		b := &s.blocks[i]
-		b.mu.Lock() // a fault wakes its thread before it unlocks
 		var n int32
 		for p := PPN(i * blockPages); p < PPN(min((i+1)*blockPages, len(s.words))); p++ {
 			w := s.word(p)
@@ -662,10 +668,9 @@ func checkInvariants(t testing.TB, s *Space) {
 				}
 			}
 		}
-		if n != b.copies.Load() {
-			t.Fatalf("block %d has %d replicas and counts %d", i, n, b.copies.Load())
+		if n != counted[i] {
+			t.Fatalf("block %d has %d replicas and counts %d", i, n, counted[i])
 		}
-		b.mu.Unlock()
 	}
 	for k, v := range s.view {
 		if v.copied.Load() != copies[k] {

@@ -3,8 +3,6 @@ package memory
 import (
 	"sync"
 	"sync/atomic"
-
-	"disco/memory/arena"
 )
 
 // State is what a page of a tracked Space is; see the package's comment.
@@ -43,9 +41,6 @@ func (w word) has(v *View) bool { return w>>copyShift>>v.index&1 != 0 }
 
 // blockPages is the pages of a block: of a huge page of x86-64.
 const blockPages = 512
-
-// blockSize is the bytes of a block.
-const blockSize = blockPages * arena.PageSize
 
 // block is what is kept for 2 MiB of RAM, aligned.
 type block struct {
