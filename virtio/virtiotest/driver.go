@@ -26,6 +26,8 @@ type Options struct {
 	Refuse uint64
 	// Size, unless 0, is the size of all queues in place of the device's largest.
 	Size uint16
+	// Space is memory of the caller's own, in place of Memory bytes.
+	Space *memory.Space
 	// Disabled queues are not enabled: the device gets nil for them.
 	Disabled []int
 }
@@ -58,17 +60,19 @@ func New(t testing.TB, o Options) *Driver {
 	if o.Memory == 0 {
 		o.Memory = 64 << 20
 	}
-	space, err := memory.New("virtiotest", []memory.Range{{Start: 0, Size: o.Memory}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &Driver{Space: space, t: t, top: 0x10000, spare: map[int][]memory.GPA{}}
-	t.Cleanup(func() {
-		d.Stop()
-		if err := space.Close(); err != nil {
-			t.Error(err)
+	d := &Driver{Space: o.Space, t: t, top: 0x10000, spare: map[int][]memory.GPA{}}
+	if o.Space == nil {
+		var err error
+		if d.Space, err = memory.New("virtiotest", []memory.Range{{Start: 0, Size: o.Memory}}); err != nil {
+			t.Fatal(err)
 		}
-	})
+		t.Cleanup(func() {
+			if err := d.Space.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(d.Stop)
 	return d
 }
 
