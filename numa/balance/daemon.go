@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"disco/memory"
 	"disco/numa"
@@ -49,6 +52,7 @@ type Daemon struct {
 	log     *slog.Logger
 	sampler *sample.Sampler
 	now     func() time.Duration
+	cpu     func() time.Duration // of the thread that calls Step
 	free    func(numa.Node) (numa.Memory, error)
 
 	wake    chan struct{}
@@ -102,18 +106,18 @@ func New(cfg Config, m Memory, t *numa.Topology, nodes []numa.Node, log *slog.Lo
 	root := os.DirFS("/")
 	begin := time.Now()
 	d := newDaemon(cfg.complete(), m, t, nodes, log,
-		func() time.Duration { return time.Since(begin) },
+		func() time.Duration { return time.Since(begin) }, threadTime,
 		func(n numa.Node) (numa.Memory, error) { return t.ReadMemory(root, n) })
 	return d, nil
 }
 
 func newDaemon(cfg Config, m Memory, t *numa.Topology, nodes []numa.Node, log *slog.Logger,
-	now func() time.Duration, free func(numa.Node) (numa.Memory, error)) *Daemon {
+	now, cpu func() time.Duration, free func(numa.Node) (numa.Memory, error)) *Daemon {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	d := &Daemon{
-		cfg: cfg, mem: m, top: t, nodes: nodes, log: log, now: now, free: free,
+		cfg: cfg, mem: m, top: t, nodes: nodes, log: log, now: now, cpu: cpu, free: free,
 		wake:  make(chan struct{}, 1),
 		quit:  make(chan struct{}),
 		done:  make(chan struct{}),
@@ -125,7 +129,7 @@ func newDaemon(cfg Config, m Memory, t *numa.Topology, nodes []numa.Node, log *s
 		Hold: cfg.Hold, MaxHold: cfg.MaxHold, Decay: cfg.Decay,
 		FaultRate: cfg.FaultRate, Share: cfg.SampleShare,
 		Guard: cfg.Policy.replicates(), GuardSole: !cfg.Policy.migrates(),
-	}, m, nodes, now, d.hurry)
+	}, m, nodes, now, cpu, d.hurry)
 	d.last = now()
 	d.stats = Stats{Policy: cfg.Policy, LocalShare: 1}
 	m.OnTouch(d.sampler.Touched)
@@ -145,8 +149,20 @@ func (d *Daemon) Start() {
 	d.started.Do(func() { go d.run() })
 }
 
+// threadTime is the CPU time of this thread: where an act waits for a CPU that a
+// guest has, that is no cost of the act.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
 func (d *Daemon) run() {
 	defer close(d.done)
+	runtime.LockOSThread() // for threadTime
+	defer runtime.UnlockOSThread()
 	tick := time.NewTicker(d.cfg.Tick)
 	defer tick.Stop()
 	for {
@@ -202,8 +218,9 @@ func (d *Daemon) Step() {
 	if now >= d.check {
 		d.look(now)
 	}
+	began := d.cpu()
 	d.sampler.Step()
-	sampled := d.now()
+	sampled := d.cpu()
 	if len(d.queue)-d.head < backlog {
 		d.decide()
 	}
@@ -211,11 +228,11 @@ func (d *Daemon) Step() {
 	d.pages = min(d.pages+rate*dt.Seconds(), max(sample.BlockPages, rate*d.cfg.Tick.Seconds()*2))
 	d.time = min(d.time+time.Duration(d.cfg.MoveShare*float64(dt)), time.Duration(d.cfg.MoveShare*float64(2*d.cfg.Tick)))
 	for d.head < len(d.queue) && d.pages > 0 && d.time > 0 {
-		began := d.now()
+		t := d.cpu()
 		d.next()
-		d.time -= d.now() - began
+		d.time -= max(0, d.cpu()-t)
 	}
-	d.publish(now, sampled-now, d.now()-sampled)
+	d.publish(now, sampled-began, d.cpu()-sampled)
 }
 
 // decide queues what follows from the heat there is. What is to be collapsed is

@@ -259,7 +259,7 @@ func newGuest(t testing.TB, m *model, cfg Config) *guest {
 		return g
 	}
 	g.d = newDaemon(cfg.complete(), m, topology(t, len(m.nodes)), m.nodes, nil,
-		func() time.Duration { return g.clock },
+		func() time.Duration { return g.clock }, func() time.Duration { return g.clock },
 		func(n numa.Node) (numa.Memory, error) {
 			if m.limit[n] == 0 {
 				return numa.Memory{Total: 1 << 40, Available: 1 << 40}, nil

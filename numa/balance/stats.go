@@ -41,7 +41,7 @@ type Stats struct {
 		Short  uint64 `json:"short"`
 	} `json:"left"`
 
-	// Time that sampling and moving took of the daemon's thread.
+	// CPU time that sampling and moving took.
 	Sampling time.Duration `json:"sampling_ns"`
 	Moving   time.Duration `json:"moving_ns"`
 }

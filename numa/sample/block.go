@@ -67,6 +67,7 @@ type block struct {
 	wrong  uint8         // times that copies were written: the next guard window is twice as long
 	idles  uint8         // visits that found nothing
 	remote uint8         // the part of its uses that was remote, of allRemote
+	homes  [Probes]int8  // places of the probes' nodes
 	posted uint8         // strata with a probe
 	alive  bool          // some of it was there
 	held   bool          // left alone until due, not watched

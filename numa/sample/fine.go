@@ -131,14 +131,15 @@ func (s *Sampler) fineHome(l *inquiry, now time.Duration) {
 func (s *Sampler) fineGuard(l *inquiry, now time.Duration) bool {
 	b := &s.blocks[l.block]
 	t := s.tableOf(b)
-	s.inspect(l.block)
 	l.asked = 0
 	for page := 0; page < int(b.pages); {
 		n := 0
 		for page+n < int(b.pages) && s.matters(t[page+n].Load()) {
 			n++
 		}
-		s.guardRun(l.block, page, n)
+		if n > 0 {
+			s.guard(l.block, page, n)
+		}
 		l.asked += n
 		page += n + 1
 	}

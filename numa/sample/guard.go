@@ -19,10 +19,9 @@ func (s *Sampler) guardSome(l *inquiry, now time.Duration) {
 	for k := range used {
 		used[k] = l.probe[k] >= 0 && b.users(k) != 0
 	}
-	if !s.locate(l.block) {
-		return
-	}
+	home := l.home // as it is said of those that were watched
 	s.choose(l)
+	l.home = home
 	l.asked = 0
 	for k, page := range l.probe {
 		switch {
@@ -31,7 +30,7 @@ func (s *Sampler) guardSome(l *inquiry, now time.Duration) {
 			l.probe[k] = -1
 		default:
 			l.asked++
-			s.guardRun(l.block, int(page), 1)
+			s.guard(l.block, int(page), 1)
 		}
 	}
 	s.stats.Guarded++
@@ -39,19 +38,10 @@ func (s *Sampler) guardSome(l *inquiry, now time.Duration) {
 	l.start = now
 }
 
-// guardRun guards the pages of a run that are Private.
-func (s *Sampler) guardRun(i, page, n int) {
-	for n > 0 {
-		k := 0
-		for k < n && s.states[page+k] == memory.Private {
-			k++
-		}
-		if k > 0 {
-			// What cannot be guarded stays Private, and passes for written.
-			_ = s.mem.Guard(first(i)+memory.PPN(page), k)
-		}
-		page, n = page+k+1, n-k-1
-	}
+// guard guards a run of pages. What is not Private, or cannot be guarded, stays
+// what it is: Private pages then pass for written.
+func (s *Sampler) guard(i, page, n int) {
+	_ = s.mem.Guard(first(i)+memory.PPN(page), n)
 }
 
 // unguard gives up what is still guarded of a block.
@@ -122,18 +112,13 @@ func (s *Sampler) guarded(l *inquiry, now time.Duration) {
 // guardAll guards every page of the block.
 func (s *Sampler) guardAll(l *inquiry, now time.Duration) {
 	b := &s.blocks[l.block]
-	if !s.locate(l.block) {
-		return
-	}
+	s.guard(l.block, 0, int(b.pages))
+	s.inspect(l.block)
 	l.asked = 0
-	for page := 0; page < int(b.pages); {
-		n := 0
-		for page+n < int(b.pages) && s.usable(page+n) {
-			n++
+	for _, st := range s.states[:b.pages] {
+		if st == memory.Guarded || st == memory.Replicated {
+			l.asked++
 		}
-		s.guardRun(l.block, page, n)
-		l.asked += n
-		page += n + 1
 	}
 	b.phase = guardAll
 	l.start = now

@@ -62,7 +62,7 @@ func (s *Sampler) end(l *inquiry) {
 	l.used = false
 }
 
-// pending says whether an idle block needs a visit.
+// pending says whether an idle block needs a visit now.
 func (s *Sampler) pending(b *block, now time.Duration) bool {
 	switch {
 	case b.copied.Load() > 0 && b.writes.Load() > 0:
@@ -70,11 +70,11 @@ func (s *Sampler) pending(b *block, now time.Duration) bool {
 	case b.held:
 		return now >= b.due
 	default:
-		return b.anyTouched() || now >= b.due
+		return b.anyTouched()
 	}
 }
 
-// visit does what is due at an idle block.
+// visit does what is due at such a block.
 func (s *Sampler) visit(i int, now time.Duration) {
 	b := &s.blocks[i]
 	b.age(now, s.cfg.Decay)
@@ -94,34 +94,28 @@ func (s *Sampler) visit(i int, now time.Duration) {
 	case b.held:
 		b.held = false
 		b.due = now
-	case b.anyTouched():
-		if !s.solvent() {
-			s.stats.Late++
-			return
-		}
-		if l := s.begin(i, survey, now); l != nil {
-			if !s.notable(l) {
-				s.watch(l, false)
-			} else {
-				s.ask(l, now)
-			}
-		}
+	case !s.solvent():
+		s.stats.Late++
 	default:
-		s.scan(b, i, now)
+		l := s.begin(i, survey, now)
+		switch {
+		case l == nil:
+		case s.notable(l):
+			s.ask(l, now)
+		default:
+			s.watch(l, false)
+		}
 	}
 }
 
 // scan looks for pages that came without a touch, as a node's first touch of a
 // page that was placed elsewhere does, and watches some.
-func (s *Sampler) scan(b *block, i int, now time.Duration) {
+func (s *Sampler) scan(i int, now time.Duration) {
+	b := &s.blocks[i]
 	b.due = now + scanning<<b.idles
 	b.idles = min(b.idles+1, maxIdles)
 	for k := range Probes {
-		o := k*stratum + s.pick(stratum)
-		if o >= int(b.pages) {
-			break
-		}
-		if b.posted>>k&1 == 0 && s.mem.Locate(s.homes[:1], first(i)+memory.PPN(o)) == nil && s.homes[0] >= 0 {
+		if b.posted>>k&1 == 0 && s.find(i, k).page >= 0 {
 			s.post(i)
 			return
 		}
@@ -145,10 +139,6 @@ func (s *Sampler) locate(i int) bool {
 		return false
 	}
 	s.inspect(i)
-	if !b.alive {
-		b.alive = true
-		s.alive++
-	}
 	for k := n; k < BlockPages; k++ {
 		s.homes[k] = -1
 	}
@@ -168,8 +158,42 @@ func (s *Sampler) usable(k int) bool {
 	return s.homes[k] >= 0 && s.states[k] != memory.Shared
 }
 
-// choose fills in probes: in each stratum a page at random, one without copies
-// if there is any.
+// found is a page that can be a probe.
+type found struct {
+	page  int // of the block; -1 if there is none
+	home  int // place of its node
+	state memory.State
+}
+
+// find finds a page at random in stratum k of block i, one without copies if
+// there is any.
+func (s *Sampler) find(i, k int) found {
+	f := found{page: -1, home: -1}
+	n := min(int(s.blocks[i].pages)-k*stratum, stratum)
+	if n <= 0 {
+		return f
+	}
+	from := s.pick(n)
+	for _, run := range [2]struct{ first, n int }{{from, 1}, {0, n}} {
+		at := k*stratum + run.first
+		homes, states := s.homes[at:at+run.n], s.states[at:at+run.n]
+		if s.mem.Locate(homes, first(i)+memory.PPN(at)) != nil || s.mem.States(states, first(i)+memory.PPN(at)) != nil {
+			return f
+		}
+		for o := range run.n {
+			page := k*stratum + (from+o)%n
+			if s.usable(page) && (f.page < 0 || s.states[page] != memory.Replicated) {
+				f = found{page, s.place(s.homes[page]), s.states[page]}
+				if f.state != memory.Replicated {
+					return f
+				}
+			}
+		}
+	}
+	return f
+}
+
+// choose fills in probes, one in each stratum, or in two of them.
 func (s *Sampler) choose(l *inquiry) {
 	skip := 0
 	if l.narrow {
@@ -180,31 +204,16 @@ func (s *Sampler) choose(l *inquiry) {
 		if l.narrow && (k+skip)%(Probes/2) != 0 {
 			continue
 		}
-		from := s.pick(stratum)
-		for o := range stratum {
-			page := k*stratum + (from+o)%stratum
-			if !s.usable(page) {
-				continue
-			}
-			if l.probe[k] < 0 || s.states[page] != memory.Replicated {
-				l.probe[k] = int16(page)
-				l.home[k] = int8(s.place(s.homes[page]))
-			}
-			if s.states[page] != memory.Replicated {
-				break
-			}
-		}
+		f := s.find(l.block, k)
+		l.probe[k], l.home[k] = int16(f.page), int8(f.home)
 	}
 }
 
 // watch watches new probes in the Views from afar, and at home too if asked to.
 // What was touched before is forgotten.
 func (s *Sampler) watch(l *inquiry, home bool) {
-	if !s.locate(l.block) {
-		return
-	}
-	s.choose(l)
 	b := &s.blocks[l.block]
+	s.choose(l)
 	// Probes of before would add up, and all fault on the day when another node
 	// takes the block.
 	for _, n := range s.nodes {
@@ -216,7 +225,12 @@ func (s *Sampler) watch(l *inquiry, home bool) {
 		if page < 0 {
 			continue
 		}
+		if !b.alive {
+			b.alive = true
+			s.alive++
+		}
 		b.posted |= 1 << k
+		b.homes[k] = l.home[k]
 		if s.states[page] == memory.Replicated {
 			continue
 		}
@@ -231,26 +245,22 @@ func (s *Sampler) watch(l *inquiry, home bool) {
 // notable says whether enough strata were touched from afar to ask further.
 func (s *Sampler) notable(l *inquiry) bool {
 	b := &s.blocks[l.block]
-	if !s.locate(l.block) {
-		return false
-	}
 	var strata, afar int
 	for k := range Probes {
-		home, any := -1, false
-		for o := range stratum {
-			if s.usable(k*stratum + o) {
-				home, any = s.place(s.homes[k*stratum+o]), true
-				break
-			}
+		home, known := int(b.homes[k]), b.posted>>k&1 != 0
+		if u := b.users(k); !known && u != 0 {
+			f := s.find(l.block, k)
+			home, known = f.home, f.page >= 0
 		}
-		if any {
+		if known {
 			strata++
 			if b.users(k)&^only(home) != 0 {
 				afar++
 			}
 		}
 	}
-	return afar > 0 && afar >= min(trigger, strata)
+	// One alone is enough where there is no more than one.
+	return afar >= trigger || afar > 0 && afar == strata && b.posted != 0
 }
 
 // ask begins the look itself.
@@ -410,19 +420,19 @@ func (s *Sampler) widen(l *inquiry, now time.Duration) {
 
 // whole hands out one heat for all of the block.
 func (s *Sampler) whole(l *inquiry, w Writes) {
-	if !s.room() || !s.locate(l.block) {
+	if !s.room() {
 		return // asked again in the next Step
 	}
 	b := &s.blocks[l.block]
 	o := &l.said
 	b.stuck = o.shared > 0 || w == Written
-	home := s.majority()
+	home := l.majority()
 	if b.moves > 0 && o.users == only(int(b.from)) && l.since-b.moved < regret {
 		b.turns = min(b.turns+turnDecay, maxTurns*turnDecay)
 	}
-	l.from = int8(s.place(home))
+	l.from = int8(home)
 	s.heats = append(s.heats, Heat{
-		First: first(l.block), Pages: int(b.pages), Home: home,
+		First: first(l.block), Pages: int(b.pages), Home: s.node(home),
 		Users: o.users, Use: o.use, Copies: o.copies, Writes: w, Moves: b.count(),
 	})
 	b.phase = judged
@@ -431,22 +441,30 @@ func (s *Sampler) whole(l *inquiry, w Writes) {
 // room says whether a block's heat can be handed out, however many runs it has.
 func (s *Sampler) room() bool { return cap(s.heats)-len(s.heats) >= BlockPages }
 
-// majority is the node that most pages of the block just located are on, if there
-// is one that has more than half of them.
-func (s *Sampler) majority() numa.Node {
-	best, lead := numa.Node(-1), 0
-	for _, n := range s.homes {
-		switch {
-		case n < 0:
-		case n == best:
-			lead++
-		case lead == 0:
-			best, lead = n, 1
-		default:
-			lead--
+// majority is the place of the node that most probes are on; -1 if it is none of
+// the guest's.
+func (l *inquiry) majority() int {
+	best, most := -1, 0
+	for k, home := range l.home {
+		n := 0
+		for j, other := range l.home {
+			if l.probe[j] >= 0 && other == home {
+				n++
+			}
+		}
+		if l.probe[k] >= 0 && n > most {
+			best, most = int(home), n
 		}
 	}
 	return best
+}
+
+// node is the node at a place.
+func (s *Sampler) node(place int) numa.Node {
+	if place < 0 {
+		return -1
+	}
+	return s.nodes[place]
 }
 
 // stray ends an inquiry that found nothing that would pay.

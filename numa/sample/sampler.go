@@ -82,8 +82,11 @@ const (
 	maxHeats  = 1024
 	// scanning is how soon a block is visited for the first time; the interval
 	// doubles with each visit that finds nothing new, up to scanning<<maxIdles.
-	scanning = 2 * time.Second
-	maxIdles = 5
+	scanning = 4 * time.Second
+	maxIdles = 4
+	// scanPart is the part of Share that visits to blocks that nothing is known of
+	// may take.
+	scanPart = 4
 	// rechecks is the part of FaultRate at which blocks that are written from
 	// several nodes are looked at again: each costs about that many faults.
 	rechecks = 4
@@ -111,6 +114,7 @@ type Sampler struct {
 	nodes []numa.Node
 	index []int8 // by Node: its place in nodes, -1
 	now   func() time.Duration
+	cpu   func() time.Duration
 	wake  func()
 
 	blocks []block
@@ -126,11 +130,13 @@ type Sampler struct {
 	at        time.Duration // of the last Step
 	cursor    int           // the block where Step went on to spend its time
 	turn      int           // the same for looks
+	scanned   int           // and for scans
 	seen      [MaxNodes]uint64
 	credit    [MaxNodes]float64 // faults that may still be caused
 	ceiling   float64           // of credit
 	recheck   float64           // rechecks that may still be begun
 	allowance time.Duration     // time that Step may still take
+	leisure   time.Duration     // and scans
 	random    uint32
 	stats     Stats
 
@@ -142,12 +148,12 @@ type Sampler struct {
 }
 
 // New makes a Sampler for a guest that runs on nodes, at most [MaxNodes] of them,
-// in the order of its Views. now is a monotonic clock. wake is called when there
-// is something that should not wait for the next Step; it is called by Touched
-// and must not block.
-func New(cfg Config, m Memory, nodes []numa.Node, now func() time.Duration, wake func()) *Sampler {
+// in the order of its Views. now is a monotonic clock, and cpu the CPU time of the
+// thread that calls Step. wake is called when there is something that should not
+// wait for the next Step; it is called by Touched and must not block.
+func New(cfg Config, m Memory, nodes []numa.Node, now, cpu func() time.Duration, wake func()) *Sampler {
 	s := &Sampler{
-		cfg: cfg, mem: m, nodes: nodes, now: now, wake: wake,
+		cfg: cfg, mem: m, nodes: nodes, now: now, cpu: cpu, wake: wake,
 		looks:  make([]inquiry, maxLooks),
 		free:   make([]uint16, maxLooks),
 		spare:  make([]uint8, maxTables),
@@ -230,13 +236,15 @@ func (s *Sampler) place(n numa.Node) int {
 }
 
 // Step looks at what was touched, watches what is to be watched, and adds to what
-// Heats will return, until it has used up its share of time.
+// Heats will return, until it has used up its share of time: first the inquiries
+// under way, then what was touched, and then what may have come unseen, for which
+// a part of the share must do.
 func (s *Sampler) Step() {
 	now := s.now()
 	s.refill(now)
 	for range s.looks {
 		if !s.afford() {
-			break
+			return
 		}
 		if l := &s.looks[s.turn]; l.used {
 			s.spend(func() { s.advance(l, now) })
@@ -247,11 +255,20 @@ func (s *Sampler) Step() {
 		if b := &s.blocks[s.cursor]; b.pages > 0 && b.phase == idle && s.pending(b, now) {
 			if !s.afford() {
 				s.stats.Late++
-				break
+				return
 			}
 			s.spend(func() { s.visit(s.cursor, now) })
 		}
 		s.cursor = (s.cursor + 1) % len(s.blocks)
+	}
+	for range s.blocks {
+		if b := &s.blocks[s.scanned]; b.pages > 0 && b.phase == idle && !b.held && now >= b.due {
+			if !s.afford() || s.leisure <= 0 {
+				return
+			}
+			s.leisure -= s.spend(func() { s.scan(s.scanned, now) })
+		}
+		s.scanned = (s.scanned + 1) % len(s.blocks)
 	}
 }
 
@@ -268,7 +285,9 @@ func (s *Sampler) refill(now time.Duration) {
 	// A second's worth may be saved, at least one.
 	s.recheck = min(s.recheck+rate/rechecks, max(1, float64(s.cfg.FaultRate)/rechecks))
 	share := time.Duration(s.cfg.Share * float64(dt))
-	s.allowance = min(s.allowance+share, max(share, time.Duration(s.cfg.Share*float64(time.Second))))
+	second := max(share, time.Duration(s.cfg.Share*float64(time.Second)))
+	s.allowance = min(s.allowance+share, second)
+	s.leisure = min(s.leisure+share/scanPart, second/scanPart)
 }
 
 // earn adds faults that node v may cause. Debts end somewhere, too: a burst of
@@ -289,11 +308,13 @@ func (s *Sampler) solvent() bool {
 
 func (s *Sampler) afford() bool { return s.allowance > 0 }
 
-// spend does f and debits the time that it took.
-func (s *Sampler) spend(f func()) {
-	t := s.now()
+// spend does f, and debits the CPU time that it took and returns it.
+func (s *Sampler) spend(f func()) time.Duration {
+	t := s.cpu()
 	f()
-	s.allowance -= s.now() - t
+	took := max(0, s.cpu()-t)
+	s.allowance -= took
+	return took
 }
 
 // Heats are the judgements since the last call, valid until the next Step. Each

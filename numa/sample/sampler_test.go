@@ -85,7 +85,8 @@ func sampler(n int, m *still) (*Sampler, func(time.Duration)) {
 		nodes = append(nodes, numa.Node(i))
 	}
 	var now time.Duration
-	s := New(config, m, nodes, func() time.Duration { return now }, func() {})
+	clock := func() time.Duration { return now }
+	s := New(config, m, nodes, clock, clock, func() {})
 	return s, func(d time.Duration) {
 		for end := now + d; now < end; {
 			now += 100 * time.Millisecond
@@ -116,7 +117,7 @@ func TestQuietGuest(t *testing.T) {
 		m.home[p] = 1
 	}
 	s, pass := sampler(3, m)
-	pass(3 * time.Second)
+	pass(6 * time.Second)
 	seen := map[memory.PPN]int{}
 	for i, p := range m.watched {
 		if m.on[i] == m.home[p] {
@@ -212,7 +213,7 @@ func TestUnevenBlock(t *testing.T) {
 func TestHoles(t *testing.T) {
 	m := &still{ram: []memory.Range{{Size: 4 * mib}, {Start: 8 * mib, Size: mib}}}
 	s, pass := sampler(2, m)
-	pass(3 * time.Second)
+	pass(6 * time.Second)
 	for _, p := range m.watched {
 		if p >= 1024 && p < 2048 || p >= 2048+256 {
 			t.Errorf("page %d is not RAM, and watched", p)
