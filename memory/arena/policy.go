@@ -3,6 +3,7 @@ package arena
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -174,35 +175,49 @@ func (a *Arena) Move(status []int, page uint64, node int) (moved int, err error)
 	}
 	b := &a.batch
 	a.fill(page, len(status))
-	n := 0
+	elsewhere := 0
 	for i, at := range status {
 		if at >= 0 && at != node {
-			b.pages[n], b.nodes[n], b.status[n] = b.pages[i], int32(node), -int32(unix.EBUSY)
-			n++
+			b.pages[elsewhere], b.nodes[elsewhere] = b.pages[i], int32(node)
+			elsewhere++
 		}
 	}
-	if n == 0 {
+	if elsewhere == 0 {
 		return 0, nil
 	}
-	// A positive result counts what did not move; the statuses say why.
-	_, _, errno := unix.Syscall6(unix.SYS_MOVE_PAGES, 0, uintptr(n), uintptr(unsafe.Pointer(&b.pages)), uintptr(unsafe.Pointer(&b.nodes)), uintptr(unsafe.Pointer(&b.status)), moveAll)
+	left, _, errno := unix.Syscall6(unix.SYS_MOVE_PAGES, 0, uintptr(elsewhere), uintptr(unsafe.Pointer(&b.pages)), uintptr(unsafe.Pointer(&b.nodes)), uintptr(unsafe.Pointer(&b.status)), moveAll)
+	reason := -int(unix.EBUSY)
 	switch errno {
-	case 0, unix.ENOENT:
+	case 0:
+		if left == 0 && !slices.ContainsFunc(b.status[:elsewhere], func(s int32) bool { return int(s) != node }) {
+			for i, at := range status {
+				if at >= 0 {
+					status[i] = node
+				}
+			}
+			return elsewhere, nil
+		}
+	case unix.ENOENT:
+	case unix.ENOMEM:
+		reason = -int(unix.ENOMEM)
 	case unix.EPERM:
 		return 0, errNotPermitted
 	default:
 		return 0, fmt.Errorf("arena: move pages to node %d: move_pages: %w", node, errno)
 	}
-	n = 0
+	// What the kernel says of each page is not to be had of those after the first
+	// that it could not move. See where they are.
+	if err := a.locate(status, page); err != nil {
+		return 0, err
+	}
+	moved = elsewhere
 	for i, at := range status {
 		if at >= 0 && at != node {
-			if status[i] = int(b.status[n]); status[i] == node {
-				moved++
-			}
-			n++
+			status[i] = reason
+			moved--
 		}
 	}
-	return moved, nil
+	return max(0, moved), nil
 }
 
 var errNotPermitted = errors.New("move pages: not permitted: pages that are mapped several times need CAP_SYS_NICE")
