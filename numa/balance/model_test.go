@@ -81,7 +81,7 @@ func (m *model) States(dst []memory.State, p memory.PPN) error {
 func (m *model) Watch(p memory.PPN, n int, on numa.Node) error {
 	m.work(3 * time.Microsecond)
 	for i := range n {
-		if g := &m.page[int(p)+i]; g.home >= 0 && g.state <= memory.Guarded {
+		if g := &m.page[int(p)+i]; g.home >= 0 && g.state == memory.Private {
 			g.watched |= 1 << on
 			g.mapped &^= 1 << on
 		}

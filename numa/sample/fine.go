@@ -53,7 +53,7 @@ func (s *Sampler) beginFine(l *inquiry, now time.Duration) {
 	b.table.Store(uint32(n) + 1)
 	for v := range s.nodes {
 		s.watchRuns(l.block, v, func(page int) bool {
-			return s.usable(page) && s.states[page] != memory.Replicated && s.place(s.homes[page]) != v
+			return s.usable(page) && s.states[page] == memory.Private && s.place(s.homes[page]) != v
 		})
 	}
 	s.stats.Fine++
@@ -119,7 +119,7 @@ func (s *Sampler) fineHome(l *inquiry, now time.Duration) {
 	}
 	for v := range s.nodes {
 		s.watchRuns(l.block, v, func(page int) bool {
-			return t[page].Load()&tableAsked != 0 && s.usable(page) && s.states[page] != memory.Replicated && s.place(s.homes[page]) == v
+			return t[page].Load()&tableAsked != 0 && s.usable(page) && s.states[page] == memory.Private && s.place(s.homes[page]) == v
 		})
 	}
 	b.phase = fineHome

@@ -165,8 +165,8 @@ type found struct {
 	state memory.State
 }
 
-// find finds a page at random in stratum k of block i, one without copies if
-// there is any.
+// find finds a page at random in stratum k of block i, a Private one if there is
+// any: others cannot be watched.
 func (s *Sampler) find(i, k int) found {
 	f := found{page: -1, home: -1}
 	n := min(int(s.blocks[i].pages)-k*stratum, stratum)
@@ -182,9 +182,9 @@ func (s *Sampler) find(i, k int) found {
 		}
 		for o := range run.n {
 			page := k*stratum + (from+o)%n
-			if s.usable(page) && (f.page < 0 || s.states[page] != memory.Replicated) {
+			if s.usable(page) && (f.page < 0 || s.states[page] == memory.Private) {
 				f = found{page, s.place(s.homes[page]), s.states[page]}
-				if f.state != memory.Replicated {
+				if f.state == memory.Private {
 					return f
 				}
 			}
@@ -231,7 +231,7 @@ func (s *Sampler) watch(l *inquiry, home bool) {
 		}
 		b.posted |= 1 << k
 		b.homes[k] = l.home[k]
-		if s.states[page] == memory.Replicated {
+		if s.states[page] != memory.Private {
 			continue
 		}
 		for v, n := range s.nodes {
@@ -275,6 +275,7 @@ func (s *Sampler) ask(l *inquiry, now time.Duration) {
 func (s *Sampler) advance(l *inquiry, now time.Duration) {
 	b := &s.blocks[l.block]
 	if b.phase != judged && b.copied.Load() > 0 && b.writes.Load()>>8 >= rush {
+		s.unguard(l.block)
 		s.end(l) // the next visit sees to it
 		return
 	}
@@ -488,6 +489,8 @@ func (s *Sampler) hold(b *block, now time.Duration) {
 	b.due = now + wait
 	b.held = true
 	b.clear()
+	b.posted = 0 // who knows what is still watched then
+	b.idles = 0
 }
 
 // changed has the neighbours of a block that is no longer written by
@@ -560,6 +563,7 @@ func (s *Sampler) Finish(p memory.PPN, o Outcome) {
 	if l == nil || b.phase != judged {
 		return
 	}
+	s.unguard(i) // what did not get copies after all
 	bad, from := l.bad || o.Bad, l.from
 	s.end(l)
 	if o.Moved > 0 {
