@@ -212,10 +212,13 @@ func (s *Space) firstPlace(p PPN) (numa.Node, error) {
 		return numa.Node(s.node.Load()), nil
 	case s.opt.Place == Interleaved:
 		return s.opt.Nodes[uint64(p)%uint64(len(s.opt.Nodes))], nil
-	case s.words == nil:
+	case len(s.view) < 2:
 		return s.opt.Nodes[0], nil
 	}
 	for _, v := range s.view {
+		if v.node < 0 {
+			continue
+		}
 		mapped, err := s.mapped(v, p)
 		if err != nil || mapped {
 			return v.node, err

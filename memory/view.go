@@ -38,8 +38,10 @@ type View struct {
 	away []uint64
 }
 
-// NewView maps a further window on a thin Space's RAM. It lives until the Space
-// is closed. NewView is for one goroutine, while the guest is built.
+// NewView maps a further window on the RAM of a Space that is not tracked. It
+// lives until the Space is closed, and is that of the node of its number in
+// Options.Nodes, if there is one. NewView is for one goroutine, while the guest
+// is built.
 func (s *Space) NewView() (*View, error) {
 	if s.words != nil {
 		return nil, errors.New("memory: a tracked Space has the Views of its nodes")
@@ -48,7 +50,10 @@ func (s *Space) NewView() (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &View{window: b, space: s}
+	v := &View{window: b, space: s, index: len(s.view), node: -1}
+	if v.index < len(s.opt.Nodes) {
+		v.node = s.opt.Nodes[v.index]
+	}
 	s.view = append(s.view, v)
 	return v, nil
 }
