@@ -2,6 +2,7 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -43,6 +44,9 @@ func newWideRig(t *testing.T, vms int, homes []int, name, cmdline string) *wideR
 	}
 	t.Cleanup(func() {
 		var errs []error
+		if t.Failed() {
+			r.explain()
+		}
 		if r.set != nil {
 			errs = append(errs, r.set.Close())
 		}
@@ -91,6 +95,49 @@ func newWideRig(t *testing.T, vms int, homes []int, name, cmdline string) *wideR
 		t.Fatal(err)
 	}
 	return r
+}
+
+// wait is rig.wait, but that no vCPU waits for one that has failed.
+func (r *wideRig) wait() {
+	r.t.Helper()
+	for _, v := range r.vcpus {
+		go func() {
+			<-v.Done()
+			if v.End().Cause != vcpu.Stopped {
+				r.set.Stop()
+			}
+		}()
+	}
+	r.rig.wait()
+	for _, v := range r.vcpus {
+		if e := v.End(); e.Cause != vcpu.Stopped {
+			r.t.Error(e.Text)
+		}
+	}
+}
+
+// powerOff runs the guest and fails the test unless it powers off.
+func (r *wideRig) powerOff() {
+	r.t.Helper()
+	r.set.Start()
+	r.wait()
+	select {
+	case <-r.off:
+	default:
+		r.t.Fatalf("it did not power off; console: %q", r.console())
+	}
+}
+
+// explain says where the vCPUs of a failed test stood.
+func (r *wideRig) explain() {
+	for _, v := range r.vcpus {
+		at := "?"
+		if regs, err := v.KVM().Regs(); err == nil {
+			at = fmt.Sprintf("%#x", regs.RIP)
+		}
+		r.t.Logf("vCPU %d in VM %d at RIP %s: %d relayed to it, %d port exits, %d kicks", v.ID(), r.set.Home(v.ID()), at,
+			v.Relayed(), v.Exits(kvm.ExitIO), v.Exits(kvm.ExitIntr))
+	}
 }
 
 // spread are the homes of n vCPUs over vms VMs, in turn.

@@ -95,7 +95,7 @@ func (v *VCPU) beBorn(b *incarnation, live, told bool) error {
 		return err
 	}
 	vector := s.CS.Base >> 12
-	v.set.learn(vector)
+	v.set.learn(s.CS.Base)
 	if live {
 		b.unborn = false
 		v.begun.Store(true)
@@ -119,9 +119,10 @@ func (v *VCPU) beBorn(b *incarnation, live, told bool) error {
 	return v.send(b, deliverSIPI|uint32(vector&0xff))
 }
 
-// restarted is called when a relay stands at the beginning of the code with which
-// the guest starts CPUs. INIT and SIPI came to it while it was in KVM_RUN, as
-// when a CPU that was taken offline is put online again.
+// restarted is called when a relay came out of KVM_RUN for a breakpoint. It stands
+// at the beginning of the code with which the guest starts CPUs if INIT and SIPI
+// came to it while it was in KVM_RUN, as when a CPU that was taken offline is put
+// online again.
 func (v *VCPU) restarted(b *incarnation) error {
 	s, err := b.kvm.Sregs()
 	if err != nil {
@@ -131,7 +132,13 @@ func (v *VCPU) restarted(b *incarnation) error {
 	if err != nil {
 		return err
 	}
-	if at := s.CS.Base + r.RIP; r.RIP != 0 || !v.set.knows(at>>12) || at&0xfff != 0 {
+	at := s.CS.Base + r.RIP
+	switch base := v.set.o.RelayBase; {
+	case at >= base && at < base+relayTables:
+		// KVM steps over what keeps it from injecting an NMI, on AMD's CPUs,
+		// and tells us too, since a debugger might be interested.
+		return nil
+	case r.RIP != 0 || !v.set.knows(at):
 		return relayFault{"stopped where nobody starts CPUs"}
 	}
 	return v.beBorn(b, false, false)

@@ -15,9 +15,10 @@ const (
 
 // gate is where the threads of a set wait while the world is stopped.
 type gate struct {
-	level atomic.Int32 // written with mu held
-	mu    sync.Mutex
-	cond  sync.Cond // level has become open
+	level  atomic.Int32 // written with mu held
+	mu     sync.Mutex
+	cond   sync.Cond // level has become open, or the last has left
+	inside int       // threads that wait
 }
 
 // park waits while the gate is closed to level or beyond.
@@ -27,20 +28,37 @@ func (g *gate) park(b *incarnation, level int32) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.level.Load() < level {
+		return
+	}
+	b.parked.Store(true)
+	g.inside++
 	for g.level.Load() >= level {
-		b.parked.Store(true)
 		g.cond.Wait()
 	}
 	b.parked.Store(false)
+	if g.inside--; g.inside == 0 {
+		g.cond.Broadcast()
+	}
 }
 
-// set closes the gate to level, or opens it and lets all go on.
+// set closes the gate to level.
 func (g *gate) set(level int32) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.level.Store(level)
-	g.mu.Unlock()
-	if level == open {
-		g.cond.Broadcast()
+}
+
+// reopen lets all go on, and returns when they have left: a relay that waited
+// may have got something to pass on, and must not be taken for idle when the
+// world stops again.
+func (g *gate) reopen() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.level.Store(open)
+	g.cond.Broadcast()
+	for g.inside > 0 {
+		g.cond.Wait()
 	}
 }
 

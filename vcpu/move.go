@@ -59,7 +59,7 @@ func (s *Set) move(id, to int) (from int, err error) {
 	}
 	if s.started {
 		s.stopWorld()
-		defer s.gate.set(open)
+		defer s.gate.reopen()
 	}
 	a, b := v.bodies[from], v.bodies[to]
 	if a.tid.Load() == gone || b.tid.Load() == gone {

@@ -60,7 +60,7 @@ type Set struct {
 	started  bool
 
 	trapping sync.Mutex // guards traps
-	traps    []uint64   // where relays must not run: pages where the guest starts CPUs
+	traps    []uint64   // where relays must not run: the code with which the guest starts CPUs
 
 	affinity sync.Mutex // guards cpus
 	cpus     [][]int
@@ -221,13 +221,13 @@ func mapPages(size int) ([]byte, error) {
 
 const pageSize = 4096
 
-// learn notes that the guest starts CPUs at page, so that relays are kept from
-// running there. Of more than kvm.MaxBreakpoints pages the first are kept.
-func (s *Set) learn(page uint64) {
+// learn notes that the guest starts CPUs at address at, so that relays are kept
+// from running there. Of more than kvm.MaxBreakpoints the first are kept.
+func (s *Set) learn(at uint64) {
 	s.trapping.Lock()
-	news := len(s.traps) < kvm.MaxBreakpoints && !slices.Contains(s.traps, page*pageSize)
+	news := len(s.traps) < kvm.MaxBreakpoints && !slices.Contains(s.traps, at)
 	if news {
-		s.traps = append(s.traps, page*pageSize)
+		s.traps = append(s.traps, at)
 	}
 	s.trapping.Unlock()
 	if !news {
@@ -242,10 +242,10 @@ func (s *Set) learn(page uint64) {
 	}
 }
 
-func (s *Set) knows(page uint64) bool {
+func (s *Set) knows(at uint64) bool {
 	s.trapping.Lock()
 	defer s.trapping.Unlock()
-	return slices.Contains(s.traps, page*pageSize)
+	return slices.Contains(s.traps, at)
 }
 
 // trap makes a relay stop before it would run what learn has noted.
