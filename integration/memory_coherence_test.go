@@ -56,7 +56,7 @@ func TestLabCoherence(t *testing.T) {
 	if len(topology.Nodes()) < 2 {
 		t.Fatal("the lab has one node")
 	}
-	coherent(t, topology, 2_000_000)
+	coherent(t, topology, 10_000_000)
 }
 
 // coherence is a Space and a KVM VM for each of its Views.

@@ -232,9 +232,10 @@ func TestLabNodeFull(t *testing.T) {
 	if !errors.Is(err, memory.ErrNodeFull) {
 		t.Errorf("replicated on a full node: %v", err)
 	}
-	_, err = s.Migrate(8192, 8192, b)
-	if !errors.Is(err, memory.ErrNodeFull) && !errors.Is(err, memory.ErrBusy) {
-		t.Errorf("migrated to a full node: %v", err)
+	// For what moves, the kernel makes room if there is anything to give up.
+	done, err := s.Migrate(8192, 8192, b)
+	if !errors.Is(err, memory.ErrNodeFull) && !errors.Is(err, memory.ErrBusy) && (err != nil || done == 0) {
+		t.Errorf("%d pages migrated to a full node: %v", done, err)
 	}
 	got, want := make([]byte, 1<<20), bytes.Repeat([]byte{7}, 1<<20)
 	for i := range 2 {

@@ -122,16 +122,26 @@ func (s *Space) migrate(p PPN, n int, to numa.Node) (done, stuck int, err error)
 	if !ok {
 		b = 0
 	}
-	moved, err := s.home.Move(status, uint64(p), b)
-	if err != nil {
-		return 0, 0, err
-	}
-	for _, st := range status {
-		switch {
-		case st == -int(unix.ENOMEM):
-			err = ErrNodeFull
-		case st < -1:
-			stuck++
+	moved := 0
+	// A page that something holds for a moment, and one of a huge page that had to
+	// be split for it, often moves when asked again.
+	for try := 0; try < 3 && err == nil; try++ {
+		var d int
+		d, err = s.home.Move(status, uint64(p), b)
+		if err != nil {
+			return done, 0, err
+		}
+		moved, stuck = moved+d, 0
+		for _, st := range status {
+			switch {
+			case st == -int(unix.ENOMEM):
+				err = ErrNodeFull
+			case st < -1:
+				stuck++
+			}
+		}
+		if stuck == 0 {
+			break
 		}
 	}
 	if s.where == nil {

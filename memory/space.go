@@ -117,8 +117,13 @@ type Huge = arena.Huge
 
 // The sizes of pages.
 const (
+	// HugeTHP asks for transparent huge pages; the kernel may forbid them.
 	HugeTHP = arena.HugeTHP
 	HugeOff = arena.HugeOff
+	// Huge2M makes all of RAM in transparent huge pages when the Space is opened,
+	// or fails. There is no first touch of a guest then: pages that would be
+	// placed by it are interleaved.
+	Huge2M = arena.Huge2M
 )
 
 // Options say how a Space is made.
@@ -197,6 +202,9 @@ func Open(o Options) (_ *Space, err error) {
 	if err := o.check(); err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
 	}
+	if o.Huge == Huge2M && o.Place == FirstTouch && len(o.Nodes) > 1 {
+		o.Place = Interleaved
+	}
 	s, err := newSpace(o)
 	if err != nil {
 		return nil, err
@@ -208,6 +216,13 @@ func Open(o Options) (_ *Space, err error) {
 	}()
 	if err := s.place(); err != nil {
 		return nil, err
+	}
+	if o.Huge == Huge2M {
+		for _, r := range o.RAM {
+			if err := s.home.Fuse(uint64(r.Start), r.Size); err != nil {
+				return nil, fmt.Errorf("memory: 2 MiB pages: %w: take transparent ones as they come", err)
+			}
+		}
 	}
 	if o.Tracked {
 		return s, s.track()
@@ -233,6 +248,8 @@ func (o *Options) check() error {
 		return errors.New("no nodes to place pages on")
 	case o.Place < FirstTouch || o.Place > Interleaved:
 		return fmt.Errorf("no placement %d", o.Place)
+	case o.Huge < HugeTHP || o.Huge > Huge2M:
+		return fmt.Errorf("no size of pages %d", o.Huge)
 	case o.HostBalancing && len(o.Nodes) == 0:
 		return errors.New("no nodes for the kernel to balance")
 	case o.HostBalancing && o.Tracked:

@@ -526,6 +526,53 @@ func TestHostReclaimTakesTheOldest(t *testing.T) {
 	wantState(t, s, 512, Replicated)
 }
 
+// TestHostHugePages replicates and collapses a few pages of 2 MiB ones.
+func TestHostHugePages(t *testing.T) {
+	topology, nodes := fakeNodes(t, 2)
+	s := opened(t, Options{
+		Name: "test", RAM: []Range{{0, 5 * mib}, {8 * mib, 4 * mib}}, Topology: topology, Nodes: nodes, Tracked: true, Huge: Huge2M,
+	})
+	pages, err := s.PagesOn()
+	if err != nil || pages[0]+pages[1] != 9*mib/page {
+		t.Errorf("made pages %v, %v", pages, err)
+	}
+	if n := hugeMapped(t); n < 8*mib {
+		t.Errorf("%d bytes are mapped by huge pages", n)
+	}
+	if err := s.WriteAt([]byte("disco"), 2*mib); err != nil {
+		t.Fatal(err)
+	}
+	for k := range 2 {
+		mustLoad(t, s.View(k), 2*mib, "disco")
+	}
+	if done, err := s.Replicate(510, 5, 1); err != nil || done != 5 {
+		t.Fatalf("%d replicated, %v", done, err)
+	}
+	mustLoad(t, s.View(1), 2*mib, "disco")
+	mustStore(t, s.View(1), 2*mib, "D")
+	mustLoad(t, s.View(0), 2*mib, "Disco")
+	if n := hugeMapped(t); n < 8*mib {
+		t.Errorf("after that %d bytes are mapped by huge pages", n)
+	}
+	checkInvariants(t, s)
+}
+
+// hugeMapped is how much of guest memory the monitor maps by huge pages.
+func hugeMapped(t testing.TB) (n int) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var kib int
+		if _, err := fmt.Sscanf(line, "ShmemPmdMapped: %d kB", &kib); err == nil {
+			n += kib << 10
+		}
+	}
+	return n
+}
+
 func TestHostBadInput(t *testing.T) {
 	topology, nodes := fakeNodes(t, 2)
 	ram := []Range{{0, 2 * mib}}
@@ -540,6 +587,7 @@ func TestHostBadInput(t *testing.T) {
 		"tracked and balanced": {RAM: ram, Topology: topology, Nodes: nodes, Tracked: true, HostBalancing: true},
 		"balanced on no node":  {RAM: ram, Topology: topology, HostBalancing: true},
 		"too many":             {RAM: ram, Topology: many, Nodes: lots, Tracked: true},
+		"size of pages":        {RAM: ram, Huge: 9},
 		"no RAM":               {Topology: topology, Nodes: nodes, Tracked: true},
 	} {
 		o.Name = "test"

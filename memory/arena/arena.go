@@ -35,6 +35,8 @@ const (
 	HugeTHP Huge = iota
 	// HugeOff asks for small pages.
 	HugeOff
+	// Huge2M is as HugeTHP for mappings; Fuse makes the pages.
+	Huge2M
 )
 
 // Arena is one sparse memfd and the monitor's mapping of all of it.
