@@ -8,8 +8,8 @@ import (
 	"disco/vcpu/kvm"
 )
 
-// ErrBusy is a Move of a vCPU that the guest is just starting.
-var ErrBusy = errors.New("the guest is just starting it")
+// ErrBusy is a Move while the guest is just starting a vCPU, this one or another.
+var ErrBusy = errors.New("the guest is just starting a vCPU")
 
 const (
 	moveTries = 100
@@ -65,7 +65,7 @@ func (s *Set) move(id, to int) (from int, err error) {
 	if a.tid.Load() == gone || b.tid.Load() == gone {
 		return from, errors.New("the guest has ended")
 	}
-	switch ready, err := v.ready(a, b); {
+	switch ready, err := s.ready(a, b); {
 	case err != nil:
 		return from, err
 	case !ready:
@@ -80,9 +80,17 @@ func (s *Set) move(id, to int) (from int, err error) {
 	return from, nil
 }
 
-// ready says whether neither incarnation is between INIT and the guest's first
-// instruction.
-func (v *VCPU) ready(a, b *incarnation) (bool, error) {
+// ready says whether v may move from a to b: not while any vCPU is between INIT
+// and SIPI, which would arrive at different incarnations, nor while one of the
+// two has not got as far as the other.
+func (s *Set) ready(a, b *incarnation) (bool, error) {
+	for _, v := range s.vcpus {
+		for _, b := range v.bodies {
+			if state, err := b.kvm.MPState(); err != nil || state == kvm.InitReceived {
+				return false, err
+			}
+		}
+	}
 	if a.unborn != b.unborn {
 		return false, nil
 	}

@@ -3,10 +3,15 @@
  * vol. 3 §9.4.4.1) through the x2APIC to the CPU in EBX. That CPU goes from real
  * mode straight to long mode on the page tables of its starter, and jumps to
  * `ap` with RBX = its APIC id and a page of stack of its own, up to MAX_APS.
+ * What a guest defines as GAP is done between INIT and SIPI; it must keep RCX and
+ * RDX.
  */
 
 #define TRAMPOLINE 0x60000
 #define MAX_APS    64
+#ifndef GAP
+#define GAP
+#endif
 
         .section .text
 start:
@@ -20,6 +25,7 @@ start:
         mov     $X2_ICR, %ecx
         mov     $0xc500, %eax           /* INIT, level, assert */
         wrmsr
+        GAP
         mov     $0x600 | TRAMPOLINE >> 12, %eax
         wrmsr
         wrmsr
