@@ -359,9 +359,9 @@ func (d *Daemon) look(now time.Duration) {
 	st := d.mem.Stats()
 	switch used, all := uint64(st.VMAs), uint64(st.VMABudget); {
 	case used*2 < all:
-		d.minRun = 1
+		d.minRun = sample.MinRun
 	case used*4 < all*3:
-		d.minRun = 8
+		d.minRun = 16
 	default:
 		d.minRun = 64
 	}

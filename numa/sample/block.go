@@ -12,7 +12,10 @@ const (
 	// when its pages are alike. Blocks are aligned, as huge pages are.
 	BlockPages = 512
 	// Probes is how many pages stand for a block, each in a stratum of its own.
-	Probes  = 8
+	Probes = 8
+	// MinRun is the pages of the shortest run that copies are worth: each takes
+	// mappings, and as many system calls as a long one.
+	MinRun  = 4
 	stratum = BlockPages / Probes
 	// trigger is how many strata must be touched from afar before it is asked who
 	// else uses the block.

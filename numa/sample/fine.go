@@ -41,6 +41,7 @@ func (s *Sampler) beginFine(l *inquiry, now time.Duration) {
 		return // asked again in the next Step
 	}
 	if !s.locate(l.block) {
+		s.stray(l, s.at)
 		return
 	}
 	n := s.spare[len(s.spare)-1]
@@ -109,6 +110,7 @@ func (s *Sampler) advanceFine(l *inquiry, now time.Duration) {
 func (s *Sampler) fineHome(l *inquiry, now time.Duration) {
 	b := &s.blocks[l.block]
 	if !s.locate(l.block) {
+		s.stray(l, s.at)
 		return
 	}
 	t := s.tableOf(b)
@@ -127,7 +129,8 @@ func (s *Sampler) fineHome(l *inquiry, now time.Duration) {
 	l.start, l.last, l.count = now, now, 0
 }
 
-// fineGuard guards the pages of several nodes; false if there are none.
+// fineGuard guards the pages of several nodes; false if there are none to speak
+// of. Runs that are too short to be copied are not worth it.
 func (s *Sampler) fineGuard(l *inquiry, now time.Duration) bool {
 	b := &s.blocks[l.block]
 	t := s.tableOf(b)
@@ -137,10 +140,10 @@ func (s *Sampler) fineGuard(l *inquiry, now time.Duration) bool {
 		for page+n < int(b.pages) && s.matters(t[page+n].Load()) {
 			n++
 		}
-		if n > 0 {
+		if n >= MinRun {
 			s.guard(l.block, page, n)
+			l.asked += n
 		}
-		l.asked += n
 		page += n + 1
 	}
 	if l.asked == 0 {
@@ -161,6 +164,7 @@ func (s *Sampler) matters(e uint32) bool {
 func (s *Sampler) sort(l *inquiry, now time.Duration) {
 	b := &s.blocks[l.block]
 	if !s.locate(l.block) {
+		s.stray(l, s.at)
 		return
 	}
 	t := s.tableOf(b)

@@ -92,6 +92,10 @@ func (s *Sampler) guarded(l *inquiry, now time.Duration) {
 	written := l.asked - unwritten
 	over := now-l.start >= s.window(l)
 	switch {
+	case written*2 > l.asked && !l.narrow && l.said.apart()*4 >= l.said.touched:
+		// Not all of it is hopeless.
+		s.unguard(l.block)
+		s.beginFine(l, now)
 	case written*2 > l.asked || l.narrow && written > 0 || l.asked == 0:
 		if s.room() {
 			s.unguard(l.block)
@@ -129,6 +133,7 @@ func (s *Sampler) guardAll(l *inquiry, now time.Duration) {
 func (s *Sampler) runs(l *inquiry) {
 	b := &s.blocks[l.block]
 	if !s.locate(l.block) {
+		s.stray(l, s.at)
 		return
 	}
 	kept := 0

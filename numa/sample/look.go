@@ -336,6 +336,10 @@ type opinion struct {
 	afar    int // those of them from afar
 }
 
+// apart is how many probes one remote node has for itself: what a closer look
+// would find.
+func (o *opinion) apart() int { return o.touched - o.shared - o.local }
+
 // rate notes which part of a block's uses is remote.
 func (s *Sampler) rate(b *block, remote int) {
 	s.remote += remote - int(b.remote)
@@ -403,12 +407,14 @@ func (s *Sampler) judge(l *inquiry, now time.Duration) {
 	case o.shared == 0 && o.lone.Count() == 1:
 		s.changed(l.block, now)
 		s.whole(l, Unknown)
-	case o.shared*4 >= o.touched*3 && s.cfg.Guard:
-		s.guardSome(l, now)
-	case o.shared*4 >= o.touched*3:
-		s.whole(l, Unknown)
-	default:
+	case o.apart()*4 >= o.touched && !(o.shared*2 >= o.touched && s.cfg.Guard):
 		s.beginFine(l, now)
+	case o.shared*2 < o.touched:
+		s.stray(l, now) // mostly local
+	case s.cfg.Guard:
+		s.guardSome(l, now)
+	default:
+		s.whole(l, Unknown)
 	}
 }
 

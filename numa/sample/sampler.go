@@ -286,7 +286,8 @@ func (s *Sampler) refill(now time.Duration) {
 	s.recheck = min(s.recheck+rate/rechecks, max(1, float64(s.cfg.FaultRate)/rechecks))
 	share := time.Duration(s.cfg.Share * float64(dt))
 	second := max(share, time.Duration(s.cfg.Share*float64(time.Second)))
-	s.allowance = min(s.allowance+share, second)
+	// One act that took long must not blind the Sampler for longer.
+	s.allowance = min(max(s.allowance, -2*second)+share, second)
 	s.leisure = min(s.leisure+share/scanPart, second/scanPart)
 }
 
