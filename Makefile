@@ -9,6 +9,8 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME ?= 20000x
 # More words for go test, as -count=1.
 TESTFLAGS ?=
+# The lab's own, if it was fetched (see scripts/debian).
+QEMU := build/lab/qemu/qemu-system-x86_64
 # More words for disco run and disco lab.
 ARGS ?=
 
@@ -52,12 +54,13 @@ test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
 test-lab: build guest lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@scripts/ring lab-outside timeout -k 20 300 env CGO_ENABLED=0 go test -v -count=1 -run '^TestLab' ./integration/lab
-	@scripts/ring lab scripts/lab-tests build/test/lab.test $(ARGS)
+	@scripts/ring lab scripts/lab-tests build/test/lab.test '^TestLab' '^TestLabNodes' --nodes 1 --cpus 2 $(ARGS)
+	@scripts/ring lab-nodes scripts/lab-tests build/test/lab.test '^TestLabNodes' '' --nodes 2 --cpus 2 $(ARGS)
 
 .PHONY: bench-boot
 bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, in the lab
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/bench/ ./integration/bench/boot github.com/bobuhiro11/gokvm
-	@timeout -k 20 1200 bin/disco lab $(ARGS) -- build/bench/boot
+	@timeout -k 20 1200 bin/disco lab $(ARGS) -- build/bench/boot $(if $(wildcard $(QEMU)),-qemu $(QEMU))
 	@go run ./integration/bench/plot build/bench/boot.json
 
 .PHONY: fuzz

@@ -29,7 +29,7 @@ func locate(init string) (artefacts, []error) {
 		}
 	}
 	var err error
-	a.qemu, err = findQEMU()
+	a.qemu, err = FindQEMU()
 	note(err)
 	a.kernel, err = find("vmlinuz", "DISCO_LAB_KERNEL", "kernel", fs.FileMode.IsRegular)
 	note(err)
@@ -47,7 +47,9 @@ func Prerequisites() []error {
 	return problems
 }
 
-func findQEMU() (string, error) {
+// FindQEMU returns the QEMU that DISCO_QEMU names, that was fetched for the lab, or
+// that is installed.
+func FindQEMU() (string, error) {
 	if q := os.Getenv("DISCO_QEMU"); q != "" {
 		path, err := exec.LookPath(q)
 		if err != nil {
@@ -55,9 +57,15 @@ func findQEMU() (string, error) {
 		}
 		return path, nil
 	}
-	path, err := exec.LookPath("qemu-system-x86_64")
+	const name = "qemu-system-x86_64"
+	for _, dir := range Places("lab", os.Executable, os.Getenv) {
+		if path, err := exec.LookPath(filepath.Join(dir, "qemu", name)); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", errors.New("lab: QEMU: qemu-system-x86_64 is not in $PATH: run \"apt-get install qemu-system-x86\", or set DISCO_QEMU to it")
+		return "", errors.New("lab: QEMU: " + name + " was not found: run \"make lab\", or set DISCO_QEMU to it")
 	}
 	return path, nil
 }
