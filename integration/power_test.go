@@ -57,7 +57,8 @@ func TestLabPanic(t *testing.T) {
 	}
 }
 
-// TestLabTimeout ends a guest in the middle of its boot.
+// TestLabTimeout ends a guest that would go on: in its boot, or waiting for a button
+// that nobody presses.
 func TestLabTimeout(t *testing.T) {
 	l := bootGuest(t, "hello", "--cpus", "2", "--memory", "256M", "--timeout", "3s")
 	l.ends(124)

@@ -30,6 +30,8 @@
 //	memory[=PERCENT]   fills that share of the free memory (default 50), checks it; bytes=
 //	load=SECONDS       every CPU computes and interrupts the others; load-hops= rescheduled= called=
 //	                   flushed=, and for each load-cpu= hops= ticks= (of its timer)
+//	clock=SECONDS      threads on different CPUs pass the time to and fro, and it must not go back;
+//	                   clock-exchanges=
 //	traffic=SECONDS/DEV/ADDRESS:PORT/…
 //	                   writes DEV and reads it back while it exchanges data with echo servers,
 //	                   checks it all, and leaves PatternGuest; blocks= (of 256 KiB)

@@ -54,7 +54,7 @@ func serve() error {
 		return err
 	}
 	defer m.pagemap.Close()
-	return workload.Serve(workload.NewConn(host), m)
+	return workload.Serve(workload.NewConn(host), m, workload.BallastPages)
 }
 
 // connect reaches the host, whose device may be a moment behind its driver.

@@ -27,7 +27,8 @@
 //
 // All of a workload's memory is fresh, and all of it is first touched by the thread
 // on vCPU 0. Nothing is given back: the next workload gets other pages, which no
-// policy has moved yet.
+// policy has moved yet. What booting has used and given back is taken first, and
+// not used.
 //
 // # Protocol
 //
@@ -53,6 +54,8 @@ const (
 	Port = 4111
 	// PageSize is the unit of everything here, in bytes.
 	PageSize = 4096
+	// BallastPages is the memory that the guest's program takes before any workload.
+	BallastPages = 16384
 	// VisitAccesses is the number of accesses in one visit.
 	VisitAccesses = 16
 	// MaxThreads is the largest number of threads.

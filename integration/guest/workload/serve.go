@@ -26,18 +26,21 @@ type Machine interface {
 }
 
 // Serve is the guest's side: it does what the host asks for until the host says
-// bye, and then returns nil.
-func Serve(c *Conn, m Machine) (err error) {
+// bye, and then returns nil. Before all it takes ballast pages that it does not use.
+func Serve(c *Conn, m Machine, ballast int) (err error) {
 	defer func() {
 		if err != nil {
 			_ = c.Fail(err) // the host may be what failed
 		}
 	}()
+	var crew crew
+	defer crew.dismiss()
+	if err := load(m, &crew, ballast); err != nil {
+		return err
+	}
 	if err := c.sendHello(Hello{CPUs: m.CPUs()}); err != nil {
 		return err
 	}
-	var crew crew
-	defer crew.dismiss()
 	for {
 		k, p, err := c.receive(kindRun, kindBye)
 		if err != nil || k == kindBye {
@@ -61,6 +64,29 @@ func Serve(c *Conn, m Machine) (err error) {
 			return err
 		}
 	}
+}
+
+// load takes the memory that booting has used and given back, and keeps it: what
+// loaded the kernel had touched it first, on whichever node, and the guest's kernel
+// hands out such remnants before whole free blocks.
+func load(m Machine, w *crew, pages int) (err error) {
+	if pages == 0 {
+		return nil
+	}
+	if err := w.fill(m, 1); err != nil {
+		return err
+	}
+	w.do(1, func(int) {
+		var words []uint64
+		if words, err = m.Map(pages, false); err != nil {
+			err = fmt.Errorf("workload: ballast: %w", err)
+			return
+		}
+		for i := 0; i < len(words); i += pageWords {
+			words[i] = 1
+		}
+	})
+	return err
 }
 
 // crew is a goroutine for each thread, each on its CPU.

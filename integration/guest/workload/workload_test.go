@@ -48,7 +48,7 @@ func ends(t *testing.T, m Machine) (*Conn, net.Conn, <-chan error) {
 	end := make(chan error, 1)
 	go func() {
 		defer guest.Close()
-		end <- Serve(NewConn(guest), m)
+		end <- Serve(NewConn(guest), m, 0)
 	}()
 	t.Cleanup(func() { host.Close() })
 	return NewConn(host), host, end
