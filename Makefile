@@ -63,6 +63,10 @@ bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, i
 	@timeout -k 20 1200 bin/disco lab $(ARGS) -- build/bench/boot $(if $(wildcard $(QEMU)),-qemu $(QEMU))
 	@go run ./integration/bench/plot build/bench/boot.json
 
+.PHONY: soak-memory
+soak-memory: tiny ## ten million checked writes while pages move and are copied: minutes
+	@DISCO_COHERENCE_WRITES=10000000 go test -v -count=1 -timeout 30m -run '^TestKVMCoherence$$' ./integration
+
 .PHONY: fuzz
 fuzz: tiny ## run every fuzz target, FUZZTIME each
 	@scripts/fuzz $(FUZZTIME)

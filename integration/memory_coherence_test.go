@@ -34,7 +34,7 @@ const (
 // TestKVMCoherence has tiny guests in KVM VMs of their own, each on its own
 // View, write to the same pages and check all they read, and a device write to
 // them, too, while the pages are copied, moved and made one again. The nodes are
-// fake. DISCO_COHERENCE_WRITES makes it longer: make soak-coherence.
+// fake. DISCO_COHERENCE_WRITES makes it longer: make soak-memory.
 func TestKVMCoherence(t *testing.T) {
 	real, err := numa.Read(os.DirFS("/"))
 	if err != nil {

@@ -36,10 +36,10 @@ const (
 	poolPages  = 64
 )
 
-// TestHostModel is 1,500 random acts for each of some seeds.
+// TestHostModel is 800 random acts for each of some seeds.
 func TestHostModel(t *testing.T) {
 	for seed := uint64(1); seed <= 3; seed++ {
-		runModel(t, seed, 1500)
+		runModel(t, seed, 800)
 	}
 }
 
