@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 
+	"disco/memory/arena"
 	"disco/memory/uffd"
 	"disco/numa"
 )
@@ -142,11 +143,10 @@ func (v *View) answerMinor(p PPN, e *uffd.Event) error {
 		s.counters.aroundFaults.Add(1)
 	}
 	v.touch(Touch{p, v.node, watched, e.Write, s.isVCPU(e.Thread)})
-	n := 1
 	switch s.word(p).state() {
 	case Private:
 		if !watched {
-			n = v.around(p)
+			return v.mapAround(p)
 		}
 	case Guarded:
 		// The kernel unmapped it, as when it splits a huge page: the protection here
@@ -158,28 +158,42 @@ func (v *View) answerMinor(p PPN, e *uffd.Event) error {
 		v.hand(p)
 		return nil
 	}
-	m, err := v.uf.Continue(at(v.window, p, n))
+	m, err := v.uf.Continue(at(v.window, p, 1))
 	if err == nil && m == 0 {
 		v.wake(p, 1) // somebody else mapped it
 	}
 	return err
 }
 
-// around is how many pages from p on are as unwatched and Private as it.
-func (v *View) around(p PPN) int {
-	s := v.space
-	n, most := 1, chunk(p, blockPages)
-	if left := len(s.words) - int(p); most > left {
-		most = left
-	}
-	for n < most {
-		q := p + PPN(n)
-		if s.word(q)&(stateMask|busy) != 0 || v.watched[q/64].Load()>>(q%64)&1 != 0 {
-			break
+// mapAround maps a page and those after it in its block, but for watched ones and
+// those that are not Private, up to one that is mapped or not there.
+func (v *View) mapAround(p PPN) error {
+	end := min(p-p%blockPages+blockPages, PPN(len(v.space.words)))
+	for q := p; q < end; {
+		if q > p && !v.plain(q) {
+			q++
+			continue
 		}
-		n++
+		n := 1
+		for q+PPN(n) < end && v.plain(q+PPN(n)) {
+			n++
+		}
+		m, err := v.uf.Continue(at(v.window, q, n))
+		if q == p && (err != nil || m == 0) {
+			v.wake(p, 1) // somebody else mapped it, or a mapping is being moved
+			return err
+		}
+		if err != nil || m < n*arena.PageSize {
+			return nil // the rest has its own faults
+		}
+		q += PPN(n)
 	}
-	return n
+	return nil
+}
+
+// plain says whether a page is Private, not busy and not watched.
+func (v *View) plain(p PPN) bool {
+	return v.space.word(p)&(stateMask|busy) == 0 && v.watched[p/64].Load()>>(p%64)&1 == 0
 }
 
 func (v *View) touch(t Touch) {

@@ -70,6 +70,13 @@ func (s *Space) SetNode(to numa.Node) error {
 	if s.opt.Place != Bound {
 		return nil
 	}
+	// Where pages of fake nodes are must be known before it would be supposed
+	// otherwise.
+	if s.where != nil {
+		if _, err := s.PagesOn(); err != nil {
+			return err
+		}
+	}
 	if b, ok := s.backing(to); ok {
 		if err := s.home.Place(arena.Preferred, b); err != nil {
 			return err

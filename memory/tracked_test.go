@@ -284,7 +284,22 @@ func TestHostWatch(t *testing.T) {
 	mustLoad(t, s.View(0), 5*page, "\x00")
 	mustStore(t, s.View(0), 9*page, "x")
 	mustLoad(t, s.View(0), 7*page, "\x00")
-	if list := seen.take(); len(list) != 2 || list[0].PPN != 5 || list[1].PPN != 9 || !list[0].Watched || list[0].Node != 0 || list[0].Known {
+	// Around watched pages, too.
+	if err := arena.Drop(at(s.View(0).window, 0, 512)); err != nil {
+		t.Fatal(err)
+	}
+	before := s.Stats().AroundFaults
+	for _, p := range []GPA{0, 5, 7, 8, 511} {
+		mustLoad(t, s.View(0), p*page, "\x00")
+	}
+	if n := s.Stats().AroundFaults - before; n != 1 {
+		t.Errorf("%d faults around watched pages", n)
+	}
+	list := seen.take()
+	if len(list) != 3 || list[2].Watched || list[2].PPN != 0 {
+		t.Errorf("touches %v", list)
+	}
+	if list := list[:2]; len(list) != 2 || list[0].PPN != 5 || list[1].PPN != 9 || !list[0].Watched || list[0].Node != 0 || list[0].Known {
 		t.Errorf("touches %v", list)
 	}
 	if n := s.Stats(); n.SampleFaults != 2 {
