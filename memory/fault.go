@@ -242,5 +242,6 @@ func (v *View) work() {
 		}
 		b.waiting.Or(1 << v.index)
 		s.unlock(p)
+		s.relieve()
 	}
 }

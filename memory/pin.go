@@ -88,6 +88,7 @@ func (s *Space) pinPage(p PPN) error {
 		if err != nil {
 			return err
 		}
+		s.relieve()
 	}
 }
 

@@ -3,6 +3,7 @@ package memory
 import (
 	"cmp"
 	"errors"
+	"math"
 	"slices"
 
 	"disco/memory/arena"
@@ -134,8 +135,14 @@ func (s *Space) Collapse(p PPN, n int) (done int, err error) {
 	return done, err
 }
 
-// collapse does it for pages of one block, which is locked.
+// collapse does it for pages of one block, which is locked. Pages out of the
+// middle of a run cost mappings, and there is no refusing a store: over the
+// budget the whole block is collapsed.
 func (s *Space) collapse(p PPN, n int) (done int, err error) {
+	if arena.VMAs.Over() {
+		p -= p % blockPages
+		n = min(blockPages, len(s.words)-int(p))
+	}
 	for q, end := p, p+PPN(n); q < end && err == nil; {
 		first, kind := q, s.word(q)&(stateMask|copyMask)
 		for q < end && s.word(q)&(stateMask|copyMask) == kind {
@@ -199,6 +206,15 @@ func (s *Space) release(p PPN, n int) error {
 		}
 	}
 	return nil
+}
+
+// relieve takes all replicas back when so many have been broken up that the
+// process is short of mappings. No lock is held.
+func (s *Space) relieve() {
+	if arena.VMAs.Crowded() {
+		s.log.Warn("all replicas are given up for want of memory mappings: raise sysctl vm.max_map_count")
+		s.Reclaim(math.MaxInt)
+	}
 }
 
 // Reclaim gives back the memory of replicas, of the blocks first where none was

@@ -478,6 +478,42 @@ func TestHostBudget(t *testing.T) {
 	checkInvariants(t, s)
 }
 
+// TestHostBrokenUp has a guest break up a large replica while there are too few
+// mappings for that.
+func TestHostBrokenUp(t *testing.T) {
+	s := tracked(t, 2, Range{0, 8 * mib})
+	if err := s.WriteAt(make([]byte, 8*mib), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Replicate(0, 2048, 1); err != nil {
+		t.Fatal(err)
+	}
+	mustStore(t, s.View(0), 700*page, "x") // as usual
+	wantState(t, s, 701, Replicated)
+	take := arena.VMAs.Limit() - arena.VMAs.Used() + 1
+	arena.VMAs.Add(take)
+	defer func() { arena.VMAs.Add(-take) }()
+	mustStore(t, s.View(1), 702*page, "x")
+	wantState(t, s, 1023, Private)
+	wantState(t, s, 1024, Replicated)
+	if err := s.WriteAt([]byte("x"), 1024*page); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, s, 1030, Private)
+	wantState(t, s, 511, Replicated)
+	more := arena.VMAs.Limit()/6 + 100
+	arena.VMAs.Add(more)
+	take += more
+	if err := s.WriteAt([]byte("x"), 1536*page); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, s, 511, Private)
+	if n := s.Stats(); n.Replicas[1] != 0 {
+		t.Errorf("%+v", n)
+	}
+	checkInvariants(t, s)
+}
+
 // TestHostMappingsComeBack counts the kernel's mappings, not ours.
 func TestHostMappingsComeBack(t *testing.T) {
 	s := tracked(t, 2, Range{0, 4 * mib})

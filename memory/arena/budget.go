@@ -75,6 +75,12 @@ func (b *Budget) Reserve(n int64) bool {
 // must be done, and for what turned out otherwise than reserved.
 func (b *Budget) Add(n int64) { b.used.Add(n) }
 
+// Over says whether more is taken than may be, by Add.
+func (b *Budget) Over() bool { return b.used.Load() > b.limit.Load() }
+
+// Crowded says whether half of what is kept for others is taken, too.
+func (b *Budget) Crowded() bool { return b.used.Load() > b.limit.Load()*7/6 }
+
 // Used is what is taken now, Limit what may be.
 func (b *Budget) Used() int64  { return b.used.Load() }
 func (b *Budget) Limit() int64 { return b.limit.Load() }
