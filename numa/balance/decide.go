@@ -77,7 +77,7 @@ const noise = 4
 //   - read from several and not written: copies on each of those nodes but its own;
 //   - written from several: leave, unless its own node is not among them: then it
 //     migrates to the one that uses it most, as none loses by that;
-//   - copies, and written: collapse;
+//   - copies, some of which were written: collapse;
 //   - moved MaxMoves times lately: leave.
 func Decide(t *numa.Topology, heat []sample.Heat, b Budget, dst []Action) []Action {
 	for i := range heat {
@@ -90,7 +90,7 @@ func decide(t *numa.Topology, h *sample.Heat, b *Budget, dst []Action) []Action 
 	leave := func(why Reason) []Action {
 		return append(dst, Action{Do: ToLeave, Why: why, First: h.First, Pages: h.Pages})
 	}
-	if h.Copies != 0 && h.Writes == sample.Written {
+	if h.Writes == sample.Broken {
 		return append(dst, Action{Do: ToCollapse, First: h.First, Pages: h.Pages})
 	}
 	users := heavy(h)
@@ -123,7 +123,7 @@ func replicate(h *sample.Heat, users sample.Mask, home int, b *Budget, dst []Act
 	for v, n := range b.Nodes {
 		switch {
 		case !users.Has(v) || v == home || h.Copies.Has(v):
-		case h.Pages < b.MinRun:
+		case h.Pages < b.MinRun && !h.Joins:
 			why = Short
 		case b.Room[v] < h.Pages:
 			why = NoRoom

@@ -65,7 +65,8 @@ func TestDecide(t *testing.T) {
 		{"several, not known", Full, uses(0, u, 8, 8), nil, leave(Shared)},
 		{"several write but its own", Full, uses(0, w, 0, 8, 8), nil, do(ToMigrate, 1)},
 		{"several write but its own, replicate", Replicate, uses(0, w, 0, 8, 8), nil, leave(Shared)},
-		{"copies are written", Full, with(uses(0, w, 8, 8), func(h *sample.Heat) { h.Copies = 1 << 1 }), nil, do(ToCollapse, 0)},
+		{"copies are broken", Full, with(uses(0, sample.Broken), func(h *sample.Heat) { h.Copies = 1 << 1 }), nil, do(ToCollapse, 0)},
+		{"the rest of what has copies is written", Full, with(uses(0, w, 8, 8), func(h *sample.Heat) { h.Copies = 1 << 1 }), nil, leave(Shared)},
 		{"moved too often", Full, with(uses(0, u, 0, 8), func(h *sample.Heat) { h.Moves = 4 }), nil, leave(Capped)},
 		{"moved often", Full, with(uses(0, u, 0, 8), func(h *sample.Heat) { h.Moves = 3 }), nil, do(ToMigrate, 1)},
 		{"moved too often, but read", Full, with(uses(0, r, 8, 8), func(h *sample.Heat) { h.Moves = 4 }), nil, do(ToReplicate, 1)},
@@ -73,6 +74,7 @@ func TestDecide(t *testing.T) {
 		{"just room", Full, uses(0, u, 0, 8), []int{0, 512, 0, 0}, do(ToMigrate, 1)},
 		{"room for one copy", Full, uses(0, r, 8, 8, 8), []int{0, 0, 512, 0}, append(do(ToReplicate, 2), leave(NoRoom)...)},
 		{"short run", Full, with(uses(0, r, 8, 8), func(h *sample.Heat) { h.Pages = 3 }), nil, []Action{{Do: ToLeave, Why: Short, First: 1024, Pages: 3}}},
+		{"short run beside copies", Full, with(uses(0, r, 8, 8), func(h *sample.Heat) { h.Pages, h.Joins = 3, true }), nil, []Action{{Do: ToReplicate, First: 1024, Pages: 3, To: 1}}},
 		{"short run that moves", Full, with(uses(0, u, 0, 8), func(h *sample.Heat) { h.Pages = 3 }), nil, []Action{{Do: ToMigrate, First: 1024, Pages: 3, To: 1}}},
 	} {
 		room := slices.Clone(c.room)

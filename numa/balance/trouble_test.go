@@ -198,6 +198,30 @@ func TestSlowReaders(t *testing.T) {
 	}
 }
 
+// TestLateReader has a node that begins to read a table when the others have
+// copies of it.
+func TestLateReader(t *testing.T) {
+	g := newGuest(t, newModel(4, each+512), Config{Policy: Full})
+	g.next = func(r *rand.Rand, v int, at time.Duration) (memory.PPN, bool) {
+		if v == 3 && at < settle {
+			return each, false
+		}
+		return memory.PPN(r.IntN(each)), false
+	}
+	g.fill(0)
+	g.run(settle)
+	if g.replicated < 2*(each-each/512) {
+		t.Errorf("%d copies for two nodes", g.replicated)
+	}
+	g.run(settle)
+	if s := g.run(after); s < 0.97 {
+		t.Errorf("%.3f of accesses are local", s)
+	}
+	if s := g.d.Stats(); s.Collapsed > 0 || g.allFaults() > 500 {
+		t.Errorf("%d faults; %+v", g.allFaults(), s)
+	}
+}
+
 // TestSettlesInTime has 1 GiB in the wrong place, on a machine with the costs
 // measured on a common one; and 128 MiB on one that is sixty times slower.
 func TestSettlesInTime(t *testing.T) {

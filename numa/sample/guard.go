@@ -129,12 +129,22 @@ func (s *Sampler) guardAll(l *inquiry, now time.Duration) {
 }
 
 // runs hands out what stayed unwritten of a block, in runs of pages that are on
-// one node and have the same copies.
+// one node and have the same copies. If there are nodes that do not use it, a page
+// is left out: the others can not be watched, and who comes to use the block later
+// would not be seen.
 func (s *Sampler) runs(l *inquiry) {
 	b := &s.blocks[l.block]
 	if !s.locate(l.block) {
 		s.stray(l, s.at)
 		return
+	}
+	if s.others(l) {
+		for page := int(b.pages) - 1; page >= 0; page-- {
+			if s.homes[page] >= 0 && s.states[page] == memory.Guarded {
+				s.states[page] = memory.Private
+				break
+			}
+		}
 	}
 	kept := 0
 	for page := 0; page < int(b.pages); {
@@ -150,15 +160,25 @@ func (s *Sampler) runs(l *inquiry) {
 		s.heats = append(s.heats, Heat{
 			First: first(l.block) + memory.PPN(page), Pages: n, Home: home,
 			Users: l.said.users, Use: l.said.use, Copies: copies, Writes: Unwritten, Moves: b.count(),
+			Joins: page > 0 && s.states[page-1] == memory.Replicated || page+n < int(b.pages) && s.states[page+n] == memory.Replicated,
 		})
 		kept += n
 		page += n
 	}
 	b.phase = judged
-	if kept < l.asked {
+	if kept < l.asked-1 {
 		l.bad = true
 		b.stuck = true
 	}
+}
+
+// others says whether there are nodes that neither use the block nor have it.
+func (s *Sampler) others(l *inquiry) bool {
+	have := l.said.users
+	for _, home := range l.home {
+		have |= only(int(home))
+	}
+	return have.Count() < len(s.nodes)
 }
 
 // unwritten says of a page of the block just located whether it is there and

@@ -45,6 +45,8 @@ const (
 	Written
 	// Unwritten is a run of which no page was written while all were guarded.
 	Unwritten
+	// Broken is a run of which stores have taken copies away.
+	Broken
 )
 
 // Heat is what was seen of a run of pages, all within one block.
@@ -60,6 +62,9 @@ type Heat struct {
 	Use   [MaxNodes]uint16
 	// Copies are the nodes that have copies of pages of it.
 	Copies Mask
+	// Joins is whether pages next to it have copies: with copies of it, too, there
+	// are fewer mappings, not more.
+	Joins  bool
 	Writes Writes
 	// Moves is how often the block was moved lately.
 	Moves int

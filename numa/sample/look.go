@@ -115,7 +115,10 @@ func (s *Sampler) scan(i int, now time.Duration) {
 	b.due = now + scanning<<b.idles
 	b.idles = min(b.idles+1, maxIdles)
 	for k := range Probes {
-		if b.posted>>k&1 == 0 && s.find(i, k).page >= 0 {
+		if b.posted>>k&1 != 0 {
+			continue
+		}
+		if f := s.find(i, k); f.page >= 0 && f.state == memory.Private {
 			s.post(i)
 			return
 		}
@@ -229,11 +232,11 @@ func (s *Sampler) watch(l *inquiry, home bool) {
 			b.alive = true
 			s.alive++
 		}
-		b.posted |= 1 << k
-		b.homes[k] = l.home[k]
 		if s.states[page] != memory.Private {
 			continue
 		}
+		b.posted |= 1 << k
+		b.homes[k] = l.home[k]
 		for v, n := range s.nodes {
 			if (home || v != int(l.home[k])) && s.mem.Watch(first(l.block)+memory.PPN(page), 1, n) == nil {
 				l.armed[k] |= only(v)
@@ -353,7 +356,9 @@ func (s *Sampler) opinion(l *inquiry) (o opinion) {
 		if page < 0 {
 			continue
 		}
-		o.strata++
+		if l.armed[k] != 0 {
+			o.strata++
+		}
 		o.copies |= Mask(s.mem.Replicas(first(l.block) + memory.PPN(page)))
 		u := b.users(k)
 		if u == 0 {
@@ -402,12 +407,12 @@ func (s *Sampler) judge(l *inquiry, now time.Duration) {
 	case o.touched < min(trigger, o.strata) || o.local == o.touched:
 		s.changed(l.block, now)
 		s.stray(l, now)
-	case o.shared == 0 && o.lone.Count() == 1 && s.cfg.GuardSole:
+	case o.shared == 0 && o.lone.Count() == 1 && (s.cfg.GuardSole || o.copies != 0):
 		s.guardSome(l, now)
 	case o.shared == 0 && o.lone.Count() == 1:
 		s.changed(l.block, now)
 		s.whole(l, Unknown)
-	case o.apart()*4 >= o.touched && !(o.shared*2 >= o.touched && s.cfg.Guard):
+	case o.apart()*4 >= o.touched && !(o.shared*2 >= o.touched && s.cfg.Guard) && o.copies == 0:
 		s.beginFine(l, now)
 	case o.shared*2 < o.touched:
 		s.stray(l, now) // mostly local
@@ -529,7 +534,7 @@ func (s *Sampler) broken(i int, now time.Duration) {
 	}
 	if l := s.begin(i, judged, now); l != nil {
 		l.bad = true
-		s.heats = append(s.heats, Heat{First: first(i), Pages: int(b.pages), Home: -1, Copies: copies, Writes: Written, Moves: b.count()})
+		s.heats = append(s.heats, Heat{First: first(i), Pages: int(b.pages), Home: -1, Copies: copies, Writes: Broken, Moves: b.count()})
 	}
 }
 
