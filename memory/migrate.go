@@ -142,7 +142,7 @@ func (s *Space) migrate(p PPN, n int, to numa.Node) (done, stuck int, err error)
 		for _, st := range status {
 			switch {
 			case st == -int(unix.ENOMEM):
-				err = ErrNodeFull
+				err = fmt.Errorf("memory: move to node %d: %w", to, ErrNodeFull)
 			case st < -1:
 				stuck++
 			}

@@ -3,6 +3,7 @@ package memory
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 
@@ -113,7 +114,7 @@ func (v *View) local(p PPN, n int) error {
 	v.mu.Unlock()
 	for _, k := range on[:n] {
 		if err == nil && k != int(v.node) {
-			err = ErrNodeFull
+			err = fmt.Errorf("memory: copy to node %d: %w", v.node, ErrNodeFull)
 		}
 	}
 	return err
