@@ -2,6 +2,7 @@ package sample
 
 import (
 	"math/bits"
+	"slices"
 	"time"
 
 	"disco/memory"
@@ -290,12 +291,8 @@ func (s *Sampler) advance(l *inquiry, now time.Duration) {
 			s.stray(l, now)
 		}
 	case look:
-		all := true
-		for k := range l.probe {
-			all = all && l.armed[k]&^b.users(k) == 0
-		}
 		t0, t1 := b.touched[0].Load(), b.touched[1].Load()
-		if s.quiet(l, bits.OnesCount64(t0)+bits.OnesCount64(t1), l.since, now) || all {
+		if s.quiet(l, bits.OnesCount64(t0)+bits.OnesCount64(t1), l.since, now) || s.clear(l, now) {
 			l.span = l.last - l.since
 			s.judge(l, now)
 		}
@@ -324,6 +321,17 @@ func (s *Sampler) quiet(l *inquiry, count int, since, now time.Duration) bool {
 	return now-max(l.last, l.start) >= wait
 }
 
+// clear says whether more touches would make no difference to a look: everyone
+// was seen, or all that can come have come.
+func (s *Sampler) clear(l *inquiry, now time.Duration) bool {
+	b := &s.blocks[l.block]
+	all := true
+	for k := range l.probe {
+		all = all && l.armed[k]&^b.users(k) == 0
+	}
+	return all || now-l.start >= s.cfg.Window && s.opinion(l).everyone
+}
+
 // opinion is what the probes of a look say together.
 type opinion struct {
 	touched int  // probes
@@ -337,6 +345,9 @@ type opinion struct {
 	stored  int // probes with stores that are sure
 	uses    int // pairs of a probe and a user
 	afar    int // those of them from afar
+	// everyone is whether each node was seen to use most of the probes, and most
+	// are shared.
+	everyone bool
 }
 
 // apart is how many probes one remote node has for itself: what a closer look
@@ -386,6 +397,7 @@ func (s *Sampler) opinion(l *inquiry) (o opinion) {
 			o.stored++
 		}
 	}
+	o.everyone = min(o.shared, int(slices.Min(o.use[:len(s.nodes)])))*8 >= o.strata*5 && o.strata > 0
 	return o
 }
 
@@ -412,7 +424,7 @@ func (s *Sampler) judge(l *inquiry, now time.Duration) {
 	case o.shared == 0 && o.lone.Count() == 1:
 		s.changed(l.block, now)
 		s.whole(l, Unknown)
-	case o.apart()*4 >= o.touched && !(o.shared*2 >= o.touched && s.cfg.Guard) && o.copies == 0:
+	case o.apart()*4 >= o.touched && o.copies == 0 && !(o.shared*2 >= o.touched && (s.cfg.Guard || o.everyone)):
 		s.beginFine(l, now)
 	case o.shared*2 < o.touched:
 		s.stray(l, now) // mostly local
