@@ -67,6 +67,18 @@ bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, i
 soak-memory: tiny ## ten million checked writes while pages move and are copied: minutes
 	@DISCO_COHERENCE_WRITES=10000000 go test -v -count=1 -timeout 30m -run '^TestKVMCoherence$$' ./integration
 
+.PHONY: bench-numa
+bench-numa: build guest lab ## measure how local a guest's memory is, by policy, in labs of 2 and 4 nodes
+	@for nodes in 2 4; do \
+		timeout -k 20 2400 bin/disco lab --nodes $$nodes $(ARGS) -- \
+			bin/disco bench numa --size 4M --rounds 40 --visits 100000 --out build/bench/numa-$$nodes || exit 1; \
+	done
+
+.PHONY: bench-acts
+bench-acts: build lab ## time what is done to pages, here and in the lab
+	@bin/disco bench acts
+	@bin/disco lab $(ARGS) -- bin/disco bench acts
+
 .PHONY: fuzz
 fuzz: tiny ## run every fuzz target, FUZZTIME each
 	@scripts/fuzz $(FUZZTIME)

@@ -85,11 +85,11 @@ func locate(g Guest, where []numa.Node, p uint64) error {
 	return nil
 }
 
-// tally counts a round's accesses with the pages where they are. nodeOf is the
-// node of each thread.
-func (c *census) tally(round int, spans [][]workload.Span, nodeOf []numa.Node, guest []numa.Node) *Tally {
+// tally counts a round's accesses with the pages where they are. homes are the
+// nodes of the threads.
+func (c *census) tally(round int, spans [][]workload.Span, homes []numa.Node, guest []numa.Node) *Tally {
 	t := NewTally(c.nodes)
-	for thread, from := range nodeOf {
+	for thread, from := range homes {
 		bit := uint32(0)
 		if i := slices.Index(guest, from); i >= 0 && i < 32 {
 			bit = 1 << i

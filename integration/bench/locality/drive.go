@@ -54,11 +54,11 @@ func drive(c *workload.Conn, g Guest, ram []memory.Range, all []numa.Node, plan 
 	if err := census.look(g); err != nil {
 		return nil, err
 	}
+
 	r := &Run{Workload: plan.Spec.Name, Spec: plan.Spec, Settled: NewTally(all), Whole: NewTally(all)}
 	start, began := g.Counters(), time.Now()
 	last, lastTime := Counters{}, 0.0
 	var moved chan error
-	nodeOf := make([]numa.Node, len(plan.Spec.Threads))
 	for index := range plan.Spec.Rounds {
 		if plan.Spec.Name == "moving" && index == plan.Spec.Rounds/2 {
 			moved = make(chan error, 1)
@@ -71,16 +71,18 @@ func drive(c *workload.Conn, g Guest, ram []memory.Range, all []numa.Node, plan 
 		if err != nil {
 			return nil, err
 		}
-		for t := range nodeOf {
-			nodeOf[t] = g.NodeOf(t)
+		homes := g.Homes()
+		if len(homes) < len(plan.Spec.Threads) {
+			return nil, errGone
 		}
+		homes = homes[:len(plan.Spec.Threads)]
 		if index == 0 {
-			r.Before = census.tally(0, round.Spans, nodeOf, g.Nodes())
+			r.Before = census.tally(0, round.Spans, homes, g.Nodes())
 		}
 		if err := census.look(g); err != nil {
 			return nil, err
 		}
-		t := census.tally(index, round.Spans, nodeOf, g.Nodes())
+		t := census.tally(index, round.Spans, homes, g.Nodes())
 		r.Whole.Merge(t)
 		r.Seconds += float64(round.Nanos) / 1e9
 		p := Point{

@@ -80,8 +80,8 @@ type Guest interface {
 	Replicas(p uint64) uint32
 	// Nodes are the guest's nodes, in the order of Replicas' bits.
 	Nodes() []numa.Node
-	// NodeOf is the node that a vCPU runs on now.
-	NodeOf(vcpu int) numa.Node
+	// Homes are the nodes that the vCPUs run on now.
+	Homes() []numa.Node
 	// Move takes the guest, which is on one node, to another.
 	Move(to numa.Node) error
 	// Counters are the totals since the guest's start.

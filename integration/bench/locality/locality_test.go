@@ -44,16 +44,21 @@ func (m *model) Locate(dst []numa.Node, p uint64) error {
 }
 func (m *model) Replicas(p uint64) uint32 { return m.copies[p] }
 func (m *model) Nodes() []numa.Node       { return m.nodes }
-func (m *model) NodeOf(vcpu int) numa.Node {
+func (m *model) Homes() []numa.Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.moved) > 0 {
-		return m.moved[len(m.moved)-1]
+	homes := make([]numa.Node, m.vcpus)
+	for i := range homes {
+		switch {
+		case len(m.moved) > 0:
+			homes[i] = m.moved[len(m.moved)-1]
+		case m.gone != nil:
+			homes[i] = m.nodes[0]
+		default:
+			homes[i] = m.nodes[i*len(m.nodes)/m.vcpus]
+		}
 	}
-	if m.gone != nil {
-		return m.nodes[0]
-	}
-	return m.nodes[vcpu*len(m.nodes)/m.vcpus]
+	return homes
 }
 func (m *model) Move(to numa.Node) error {
 	m.mu.Lock()
@@ -93,7 +98,7 @@ func driven(t *testing.T, name string, m *model) *Run {
 	host, guest := net.Pipe()
 	defer host.Close()
 	end := make(chan error, 1)
-	go func() { end <- workload.Serve(workload.NewConn(guest), &paper{cpus: 4}) }()
+	go func() { end <- workload.Serve(workload.NewConn(guest), &paper{cpus: 4}, 3) }()
 	c := workload.NewConn(host)
 	if _, err := c.Hello(); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"disco/integration/guest/workload"
@@ -22,22 +23,23 @@ const patience = 5 * time.Minute
 // machine is a guest whose program has said hello.
 type machine struct {
 	*vmm.Guest
-	conn   *workload.Conn
-	stream net.Conn
-	dir    string
-	ram    []memory.Range
-	nodes  []numa.Node
-	grown  []int64 // second-level tables before the guest
-	ended  chan struct{}
-	end    vmm.Outcome
-	failed error
-	ctx    context.Context
-	cancel context.CancelFunc
+	conn    *workload.Conn
+	stream  net.Conn
+	dir     string
+	ram     []memory.Range
+	console console
+	nodes   []numa.Node
+	policy  Policy
+	ended   chan struct{}
+	end     vmm.Outcome
+	failed  error
+	ctx     context.Context
+	cancel  context.CancelFunc
 }
 
 // start boots a guest for policy p, thin on the first node only.
 func start(ctx context.Context, o *Options, p Policy, thin bool) (_ *machine, err error) {
-	m := &machine{ended: make(chan struct{}), nodes: o.Nodes}
+	m := &machine{ended: make(chan struct{}), nodes: o.Nodes, policy: p}
 	if m.dir, err = os.MkdirTemp("", "disco-bench-"); err != nil {
 		return nil, err
 	}
@@ -47,8 +49,8 @@ func start(ctx context.Context, o *Options, p Policy, thin bool) (_ *machine, er
 		}
 	}()
 	m.ram = boot.RAM(o.Memory)
-	m.grown, _ = secPageTables(o.Nodes)
 	cfg := o.config(p, thin)
+	cfg.Stdout = &m.console
 	cfg.Vsock = filepath.Join(m.dir, "vsock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("%s_%d", cfg.Vsock, workload.Port), Net: "unix"})
 	if err != nil {
@@ -73,7 +75,7 @@ func start(ctx context.Context, o *Options, p Policy, thin bool) (_ *machine, er
 	if h.CPUs != cfg.CPUs {
 		return nil, fmt.Errorf("the guest found %d of its %d CPUs", h.CPUs, cfg.CPUs)
 	}
-	return m, nil
+	return m, m.checkPlace(thin)
 }
 
 // accept waits for the guest to connect.
@@ -117,13 +119,35 @@ func (m *machine) accept(ctx context.Context, l *net.UnixListener, timeout time.
 func (m *machine) why(err error) error {
 	select {
 	case <-m.ended:
-	case <-time.After(time.Second):
-		return err
+	case <-time.After(leave):
+		return fmt.Errorf("%w; the guest's last lines: %q", err, m.console.lines())
 	}
 	if m.failed != nil {
 		return m.failed
 	}
-	return fmt.Errorf("the guest is gone: %v %s", m.end.Kind, m.end.Reason)
+	return fmt.Errorf("the guest is gone: %v %s; its last lines: %q", m.end.Kind, m.end.Reason, m.console.lines())
+}
+
+// console keeps the end of what a guest prints.
+type console struct {
+	mu   sync.Mutex
+	tail []byte
+}
+
+const consoleTail = 1 << 10 // bytes
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tail = append(c.tail, p...)
+	c.tail = c.tail[max(0, len(c.tail)-consoleTail):]
+	return len(p), nil
+}
+
+func (c *console) lines() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return string(c.tail)
 }
 
 // patient is a stream on which silence is an error.
@@ -158,14 +182,3 @@ func (m *machine) close() error {
 
 // leave is how long a guest may take to power off.
 const leave = 5 * time.Second
-
-// tables is what second-level page tables the guest has by now.
-func (m *machine) tables(p Policy, thin bool) Tables {
-	t := Tables{Policy: p, Thin: thin, Nodes: m.nodes}
-	if now, ok := secPageTables(m.nodes); ok && m.grown != nil {
-		for i := range now {
-			t.Grown = append(t.Grown, now[i]-m.grown[i])
-		}
-	}
-	return t
-}

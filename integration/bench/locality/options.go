@@ -45,7 +45,7 @@ const (
 	defaultRoundTime   = 250 * time.Millisecond
 	defaultBootTimeout = 2 * time.Minute
 	// kernelMemory is what the guest needs besides the workloads' memory.
-	kernelMemory = 192 << 20
+	kernelMemory = 160<<20 + workload.BallastPages*workload.PageSize
 	memoryStep   = 64 << 20
 )
 

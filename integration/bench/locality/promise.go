@@ -17,8 +17,9 @@ const (
 	promisedFaults     = 2.0  // sampling faults for each page moved or copied
 	promisedSteadyRate = 50.0 // sampling faults per second and node once all is settled
 	// untreatedSlack is how far from 1/nodes, in points, the share may be before
-	// anything was done; farther, and the benchmark measures something else.
-	untreatedSlack = 5.0
+	// anything was done; farther, and the benchmark measures something else. A
+	// huge page of the host's that another vCPU touched first is some points already.
+	untreatedSlack = 10.0
 )
 
 // Results are the runs of one benchmark.

@@ -22,7 +22,7 @@ func Benchmark(ctx context.Context, o Options) (results *Results, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, balancing.restore()) }()
-	b := &benchmark{o: &o, results: &Results{Nodes: len(o.Nodes), CPUs: o.CPUs, MaxMoves: o.maxMoves()}}
+	b := &benchmark{o: &o, before: secPageTables(o.Nodes), results: &Results{Nodes: len(o.Nodes), CPUs: o.CPUs, MaxMoves: o.maxMoves()}}
 	wide := slices.DeleteFunc(slices.Clone(o.Workloads), func(w string) bool { return w == "moving" })
 	for _, p := range o.Policies {
 		if err := balancing.set(p == AutoNUMA); err != nil {
@@ -48,6 +48,7 @@ func (p Policy) moves() bool { return p != Interleave }
 // benchmark is one call of Benchmark.
 type benchmark struct {
 	o       *Options
+	before  []int64 // second-level tables, before any guest
 	results *Results
 }
 
@@ -120,7 +121,7 @@ func (b *benchmark) serve(g *machine, p Policy, workloads []string, thin bool) (
 		}
 		b.say("%s, %s: %.1f %% local before, %.1f %% settled", p, name, percent(run.Before), percent(run.Settled))
 	}
-	b.results.Tables = append(b.results.Tables, g.tables(p, thin))
+	b.results.Tables = append(b.results.Tables, b.tables(p, thin))
 	return runs, g.conn.Bye()
 }
 

@@ -19,21 +19,33 @@ type Tables struct {
 	Grown  []int64     `json:"grown_kib"` // by node; nil if the kernel does not say
 }
 
+// tables is what second-level page tables there are now beyond those of before:
+// the last guest's are gone by the time that the next has done its work.
+func (b *benchmark) tables(p Policy, thin bool) Tables {
+	t := Tables{Policy: p, Thin: thin, Nodes: b.o.Nodes}
+	for i, now := range secPageTables(b.o.Nodes) {
+		if i < len(b.before) {
+			t.Grown = append(t.Grown, now-b.before[i])
+		}
+	}
+	return t
+}
+
 // secPageTables reads the KiB of second-level page tables of each node. Kernels
-// before 6.1 have no such line, and fake nodes no such file: ok is false.
-func secPageTables(nodes []numa.Node) (kib []int64, ok bool) {
+// before 6.1 have no such line, and fake nodes no such file: then it is nil.
+func secPageTables(nodes []numa.Node) (kib []int64) {
 	for _, n := range nodes {
 		b, err := os.ReadFile(fmt.Sprintf("/sys/devices/system/node/node%d/meminfo", n))
 		if err != nil {
-			return nil, false
+			return nil
 		}
-		v, found := secondLevel(string(b))
-		if !found {
-			return nil, false
+		v, ok := secondLevel(string(b))
+		if !ok {
+			return nil
 		}
 		kib = append(kib, v)
 	}
-	return kib, true
+	return kib
 }
 
 // secondLevel finds "Node N SecPageTables: V kB".

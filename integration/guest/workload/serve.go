@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -68,26 +69,34 @@ func Serve(c *Conn, m Machine, ballast int) (err error) {
 
 // load takes the memory that booting has used and given back, and keeps it: what
 // loaded the kernel had touched it first, on whichever node, and the guest's kernel
-// hands out such remnants before whole free blocks.
+// hands out such remnants before whole free blocks. The threads are made, and have
+// memory of their own, before that: what a vCPU of another node touches first takes
+// up to 2 MiB there, if the host has huge pages.
 func load(m Machine, w *crew, pages int) (err error) {
 	if pages == 0 {
 		return nil
 	}
-	if err := w.fill(m, 1); err != nil {
+	if err := w.fill(m, m.CPUs()); err != nil {
 		return err
 	}
-	w.do(1, func(int) {
-		var words []uint64
-		if words, err = m.Map(pages, false); err != nil {
-			err = fmt.Errorf("workload: ballast: %w", err)
+	errs := make([]error, m.CPUs())
+	take := func(thread, pages int) {
+		words, err := m.Map(pages, false)
+		if err != nil {
+			errs[thread] = fmt.Errorf("workload: ballast: %w", err)
 			return
 		}
 		for i := 0; i < len(words); i += pageWords {
 			words[i] = 1
 		}
-	})
-	return err
+	}
+	w.do(m.CPUs(), func(t int) { take(t, ownPages) })
+	w.do(1, func(int) { take(0, pages) })
+	return errors.Join(errs...)
 }
+
+// ownPages are what each thread takes for itself before the ballast.
+const ownPages = 64
 
 // crew is a goroutine for each thread, each on its CPU.
 type crew struct{ jobs []chan func() }
