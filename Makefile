@@ -51,7 +51,7 @@ test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
 	@scripts/ring kvm-race go test -race -v -run '^TestKVM' -count=1 $(call packages_with,TestKVM)
 
 .PHONY: test-lab
-test-lab: build guest lab ## tests with Linux guests, inside the lab
+test-lab: build guest stress lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@scripts/ring lab-outside timeout -k 20 300 env CGO_ENABLED=0 go test -v -count=1 -run '^TestLab' ./integration/lab
 	@scripts/ring lab scripts/lab-tests build/test/lab.test '^TestLab' '^TestLabNodes' --nodes 1 --cpus 2 $(ARGS)
@@ -97,6 +97,20 @@ build/guest/numa.img: build/guest/fetched $(shell find integration/guest/numa in
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/numa ./integration/guest/numa
 	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/numa -drivers virtio_pci,vmw_vsock_virtio_transport -modules build/guest/modules
 
+.PHONY: stress
+stress: guest ## fetch stress-ng and build an initrd with it
+	@scripts/debian stress
+	@$(MAKE) -s build/guest/stress.img
+
+build/guest/stress.img: build/guest/stress build/guest/initrd.img
+	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/init -busybox build/guest/busybox -modules build/guest/modules -add stress=build/guest/stress
+
+# Long runs of what the lab ring does for seconds.
+.PHONY: soak-nodes
+soak-nodes: build stress lab ## stress-ng for 3 minutes on two nodes while pages move far too eagerly
+	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
+	@DISCO_STRESS=180 bin/disco lab --nodes 2 --cpus 2 --memory 4G $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLabNodesStress$$' -test.timeout 20m
+
 .PHONY: lab
 lab: ## fetch what the lab needs: its kernel, and QEMU
 	@scripts/debian lab
@@ -114,7 +128,7 @@ build/tools/staticcheck:
 
 .PHONY: clean
 clean: ## remove what was built, but not what was fetched
-	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img build/guest/numa build/guest/numa.img $(TINY_ELFS)
+	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img build/guest/numa build/guest/numa.img build/guest/stress.img $(TINY_ELFS)
 
 .PHONY: distclean
 distclean: clean ## remove what was fetched, too

@@ -141,9 +141,14 @@ func (l *linux) says(text string) {
 // left of it.
 func (l *linux) ends(code int) {
 	l.t.Helper()
+	l.endsWithin(code, step)
+}
+
+func (l *linux) endsWithin(code int, limit time.Duration) {
+	l.t.Helper()
 	select {
 	case <-l.done:
-	case <-time.After(step):
+	case <-time.After(limit):
 		l.t.Fatalf("the guest still runs, %s", l.stood())
 	}
 	if got := l.cmd.ProcessState.ExitCode(); got != code {

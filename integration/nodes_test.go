@@ -54,6 +54,29 @@ func TestLabNodes(t *testing.T) {
 	t.Logf("%+v", *r.NUMA)
 }
 
+// TestLabNodesStress has stress-ng check what it writes to memory on four vCPUs of
+// two nodes, for DISCO_STRESS seconds, while pages are moved and copied all the time.
+func TestLabNodesStress(t *testing.T) {
+	seconds := os.Getenv("DISCO_STRESS")
+	if seconds == "" {
+		seconds = "15"
+	}
+	limit, err := time.ParseDuration(seconds + "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := filepath.Join(t.TempDir(), "report.json")
+	l := bootGuest(t, "stress="+seconds, "--cpus", "4", "--memory", "768M", "--net", "none", "--initrd", inTree(t, "DISCO_STRESS_INITRD", "build/guest/stress.img"),
+		"--placement", "nodes=0,1", "--numa", eager, "--report", report)
+	l.endsWithin(0, limit+step)
+	l.did("stress")
+	n := readReport(t, report).NUMA
+	if n == nil || n.Acts.Migrated == 0 {
+		t.Fatalf("nothing moved: %+v", n)
+	}
+	t.Logf("%s s: %+v", seconds, n.Acts)
+}
+
 // TestLabNodesStill: with the policy off nothing is sampled and nothing moves, and a
 // guest that fits on a node has one KVM VM there.
 func TestLabNodesStill(t *testing.T) {

@@ -30,6 +30,7 @@
 //	memory[=PERCENT]   fills that share of the free memory (default 50), checks it; bytes=
 //	load=SECONDS       every CPU computes and interrupts the others; load-hops= rescheduled= called=
 //	                   flushed=, and for each load-cpu= hops= ticks= (of its timer)
+//	stress=SECONDS     (with an initrd that has it) stress-ng fills memory and checks it
 //	clock=SECONDS      threads on different CPUs pass the time to and fro, and it must not go back;
 //	                   clock-exchanges=
 //	traffic=SECONDS/DEV/ADDRESS:PORT/…

@@ -66,6 +66,7 @@ var tasks = map[string]task{
 	"cpus":          func(string, *buttons) error { return tryCPUs() },
 	"memory":        func(arg string, _ *buttons) error { return tryMemory(arg) },
 	"load":          func(arg string, _ *buttons) error { return tryLoad(arg) },
+	"stress":        func(arg string, _ *buttons) error { return tryStress(arg) },
 	"clock":         func(arg string, _ *buttons) error { return tryClock(arg) },
 	"traffic":       func(arg string, _ *buttons) error { return tryTraffic(arg) },
 	"disk":          func(arg string, _ *buttons) error { return tryDisk(arg) },

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,12 +33,13 @@ func main() {
 	busybox := flag.String("busybox", "", "static busybox; without one there is no shell, and nothing that one needs")
 	drivers := flag.String("drivers", strings.Join(modules, ","), "kernel modules to load, in this order")
 	tree := flag.String("modules", "", "modules tree of the kernel (…/lib/modules/VERSION)")
+	add := flag.String("add", "", "`NAME=FOLDER`: further files, under NAME")
 	flag.Parse()
 	if *out == "" || *init == "" || *tree == "" || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := write(*out, *init, *busybox, *tree, strings.Split(*drivers, ",")); err != nil {
+	if err := write(*out, *init, *busybox, *tree, *add, strings.Split(*drivers, ",")); err != nil {
 		fmt.Fprintln(os.Stderr, "mkinitrd:", err)
 		os.Exit(1)
 	}
@@ -45,19 +47,19 @@ func main() {
 
 // write makes the archive beside its final name and renames it, so that a file of
 // that name is always whole.
-func write(out, init, busybox, tree string, drivers []string) error {
+func write(out, init, busybox, tree, add string, drivers []string) error {
 	f, err := os.CreateTemp(filepath.Dir(out), filepath.Base(out)+".*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	if err := errors.Join(fill(initramfs.NewWriter(f), init, busybox, tree, drivers), f.Chmod(0o644), f.Close()); err != nil {
+	if err := errors.Join(fill(initramfs.NewWriter(f), init, busybox, tree, add, drivers), f.Chmod(0o644), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), out)
 }
 
-func fill(w *initramfs.Writer, init, busybox, tree string, drivers []string) error {
+func fill(w *initramfs.Writer, init, busybox, tree, add string, drivers []string) error {
 	for _, dir := range []string{"bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"} {
 		if err := w.Dir(dir, 0o755); err != nil {
 			return err
@@ -81,6 +83,11 @@ func fill(w *initramfs.Writer, init, busybox, tree string, drivers []string) err
 			return err
 		}
 	}
+	if name, folder, ok := strings.Cut(add, "="); ok {
+		if err := addFolder(w, name, folder); err != nil {
+			return err
+		}
+	}
 	found, err := initramfs.ReadTree(tree)
 	if err != nil {
 		return err
@@ -93,6 +100,23 @@ func fill(w *initramfs.Writer, init, busybox, tree string, drivers []string) err
 		return err
 	}
 	return w.Close()
+}
+
+// addFolder adds the files of a folder, all as programs, under a name.
+func addFolder(w *initramfs.Writer, name, folder string) error {
+	return filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		within, err := filepath.Rel(folder, path)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return w.Dir(filepath.Join(name, within), 0o755)
+		}
+		return addProgram(w, filepath.Join(name, within), path)
+	})
 }
 
 func addProgram(w *initramfs.Writer, name, from string) error {
