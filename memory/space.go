@@ -44,7 +44,8 @@
 //  1. block.mu, one per 2 MiB of RAM: held by whoever changes states or mappings
 //     there, and while a fault there is answered. Never two at a time.
 //  2. View.mu: one move of mappings at a time in each View.
-//  3. Space.edges: which pages are mapped from elsewhere than Home. Short.
+//  3. Space.edges: which pages are mapped from elsewhere than Home. Short;
+//     an arena's count of users is taken inside.
 //  4. Space.kernel: the arguments of a system call on Home. Never with another
 //     taken inside.
 //
