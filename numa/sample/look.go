@@ -292,7 +292,7 @@ func (s *Sampler) advance(l *inquiry, now time.Duration) {
 		}
 	case look:
 		t0, t1 := b.touched[0].Load(), b.touched[1].Load()
-		if s.quiet(l, bits.OnesCount64(t0)+bits.OnesCount64(t1), l.since, now) || s.clear(l, now) {
+		if s.quiet(l, bits.OnesCount64(t0)+bits.OnesCount64(t1), l.since, now) || s.plain(l, now) {
 			l.span = l.last - l.since
 			s.judge(l, now)
 		}
@@ -321,9 +321,9 @@ func (s *Sampler) quiet(l *inquiry, count int, since, now time.Duration) bool {
 	return now-max(l.last, l.start) >= wait
 }
 
-// clear says whether more touches would make no difference to a look: everyone
+// plain says whether more touches would make no difference to a look: everyone
 // was seen, or all that can come have come.
-func (s *Sampler) clear(l *inquiry, now time.Duration) bool {
+func (s *Sampler) plain(l *inquiry, now time.Duration) bool {
 	b := &s.blocks[l.block]
 	all := true
 	for k := range l.probe {
