@@ -3,6 +3,7 @@ package memory
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -73,6 +74,12 @@ func (s *Space) track() error {
 	s.blocks = make([]block, (n+blockPages-1)/blockPages)
 	if err := s.budget(); err != nil {
 		return err
+	}
+	// A thread that waits in KVM, or for a mapping to move, keeps a processor of
+	// Go's until that notices, some 20 µs to 10 ms later. Somebody must have one
+	// meanwhile to answer faults with.
+	if n := runtime.NumCPU() + 3*len(s.opt.Nodes); runtime.GOMAXPROCS(0) < n {
+		runtime.GOMAXPROCS(n)
 	}
 	for i, node := range s.opt.Nodes {
 		v := &View{space: s, index: i, node: node, slow: make(chan PPN, 1024), quit: make(chan struct{})}

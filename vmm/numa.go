@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 
 	"disco/memory"
@@ -120,13 +121,20 @@ func (m *machine) openMemory(cfg *Config, ram []memory.Range) error {
 		o.Tracked = n.Balance.Policy != balance.Off
 		o.HostBalancing = n.HostBalancing
 	}
-	var err error
-	if m.space, err = memory.Open(o); err != nil {
-		return err
-	}
 	views := 1
 	if n.wide(p) {
 		views = len(p.nodes)
+	}
+	if o.Tracked {
+		// Besides what package memory needs: as many vCPU threads, relays too, may
+		// keep a processor of Go's while they wait in KVM.
+		if n := runtime.NumCPU() + (cfg.CPUs+3)*views; runtime.GOMAXPROCS(0) < n {
+			runtime.GOMAXPROCS(n)
+		}
+	}
+	var err error
+	if m.space, err = memory.Open(o); err != nil {
+		return err
 	}
 	for i := range views {
 		if i > 0 && !o.Tracked {
