@@ -33,6 +33,9 @@ type SetOptions struct {
 	// CPUs are the host CPUs on which the threads of each VM run; without it, or
 	// with an empty entry, wherever the kernel puts them.
 	CPUs [][]int
+	// Pin, if not nil, is asked for the host CPUs of each vCPU's threads where
+	// CPUs and SetCPUs say nothing.
+	Pin func(id, vm int) []int
 	// Thread, if not nil, is called on each vCPU thread before it enters the
 	// guest, with the index of its VM and its thread id.
 	Thread func(vm, tid int)
@@ -261,10 +264,13 @@ func (s *Set) trap(b *incarnation) error {
 }
 
 // entered is called on each thread before it enters the guest.
-func (s *Set) entered(b *incarnation) error {
+func (s *Set) entered(v *VCPU, b *incarnation) error {
 	s.affinity.Lock()
 	cpus := s.cpus[b.vm]
 	s.affinity.Unlock()
+	if len(cpus) == 0 && s.o.Pin != nil {
+		cpus = s.o.Pin(v.id, b.vm)
+	}
 	if err := b.pin(cpus); err != nil {
 		return err
 	}

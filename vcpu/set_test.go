@@ -252,6 +252,14 @@ func TestKVMThreads(t *testing.T) {
 			t.Errorf("bound to CPU 1000: %v", err)
 		}
 	})
+	t.Run("each its own", func(t *testing.T) {
+		s, _ := build(t, 1, []int{0, 0}, SetOptions{Pin: func(id, _ int) []int { return []int{id} }}, forever...)
+		s.Start()
+		eventually(t, "not all threads began", func() bool { return len(s.Threads(0)) == 2 })
+		for id, v := range s.VCPUs() {
+			eventually(t, "not bound", func() bool { return isBound(t, int(v.bodies[0].tid.Load()), id) })
+		}
+	})
 	for range 10 {
 		t.Run("many", func(t *testing.T) {
 			s, _ := build(t, 4, []int{0, 1, 2, 3}, SetOptions{}, forever...)
@@ -263,13 +271,18 @@ func TestKVMThreads(t *testing.T) {
 
 func bound(t *testing.T, tid, cpu int) {
 	t.Helper()
+	if !isBound(t, tid, cpu) {
+		t.Errorf("thread %d may run elsewhere than on CPU %d", tid, cpu)
+	}
+}
+
+func isBound(t *testing.T, tid, cpu int) bool {
+	t.Helper()
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(tid, &set); err != nil {
 		t.Fatal(err)
 	}
-	if set.Count() != 1 || !set.IsSet(cpu) {
-		t.Errorf("thread %d may run on %d CPUs, want CPU %d alone", tid, set.Count(), cpu)
-	}
+	return set.Count() == 1 && set.IsSet(cpu)
 }
 
 func tasks(t *testing.T) int {

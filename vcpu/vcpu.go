@@ -83,7 +83,7 @@ type VCPU struct {
 	live   atomic.Int32   // the index of the one that runs the guest; changes only in Set.Move
 	set    *Set           // nil with one incarnation
 	// entered, if not nil, is called on each thread first.
-	entered func(*incarnation) error
+	entered func(*VCPU, *incarnation) error
 
 	begun   atomic.Bool // with several incarnations: the guest has started the vCPU
 	stop    atomic.Bool
@@ -132,7 +132,7 @@ func (v *VCPU) run(b *incarnation) {
 
 func (v *VCPU) enter(b *incarnation) End {
 	if v.entered != nil {
-		if err := v.entered(b); err != nil {
+		if err := v.entered(v, b); err != nil {
 			return v.hostError(err)
 		}
 	}
