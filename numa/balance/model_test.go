@@ -26,6 +26,7 @@ type model struct {
 	spend func(time.Duration) // for an act
 	scale time.Duration       // how slow acts are
 	runs  int                 // copies that mappings are left for
+	huge  bool                // pages of a block move together
 
 	faults                                  []int // by node
 	migrated, replicated, collapsed, writes int
@@ -116,6 +117,17 @@ func (m *model) Unguard(p memory.PPN, n int) error {
 }
 
 func (m *model) Migrate(p memory.PPN, n int, to numa.Node) (done int, err error) {
+	if m.huge && n < sample.BlockPages {
+		m.huge = false
+		first := p - p%sample.BlockPages
+		before := m.page[p].home
+		_, err = m.Migrate(first, min(sample.BlockPages, len(m.page)-int(first)), to)
+		m.huge = true
+		if before != m.page[p].home {
+			done = n
+		}
+		return done, err
+	}
 	for i := range n {
 		g := &m.page[int(p)+i]
 		switch {

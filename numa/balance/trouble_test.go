@@ -222,6 +222,30 @@ func TestLateReader(t *testing.T) {
 	}
 }
 
+// TestHugePages has memory that moves by 2 MiB only, and arrays that begin and
+// end within them: what most of one is used by has it, and it stays there.
+func TestHugePages(t *testing.T) {
+	m := newModel(2, 2*each+1024)
+	m.huge = true
+	g := newGuest(t, m, Config{Policy: Full})
+	g.next = func(r *rand.Rand, v int, _ time.Duration) (memory.PPN, bool) {
+		return 100 + own(r, v), true // each has a part of the block in the middle
+	}
+	g.fill(0)
+	g.run(settle)
+	if s := g.run(after); s < 0.94 {
+		t.Errorf("%.3f of accesses are local", s)
+	}
+	moved, faults := m.migrated, g.allFaults()
+	g.run(settle)
+	if n := m.migrated - moved; n > 512 {
+		t.Errorf("%d pages moved when settled", n)
+	}
+	if n := float64(g.allFaults()-faults) / settle.Seconds() / 2; n > 50 {
+		t.Errorf("%.1f faults per second and node", n)
+	}
+}
+
 // TestSettlesInTime has 1 GiB in the wrong place, on a machine with the costs
 // measured on a common one; and 128 MiB on one that is sixty times slower.
 func TestSettlesInTime(t *testing.T) {

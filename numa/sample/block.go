@@ -17,9 +17,9 @@ const (
 	// mappings, and as many system calls as a long one.
 	MinRun  = 4
 	stratum = BlockPages / Probes
-	// trigger is how many strata must be touched from afar before it is asked who
-	// else uses the block.
-	trigger = 2
+	// enough is how many strata must be touched from afar before it is asked who
+	// else uses a block. One is, the next time.
+	enough = 2
 	// few is the touches of which no pace can be told.
 	few = 4
 	// rush is the stores to a block with copies after which the rest of them is
@@ -95,6 +95,14 @@ func (b *block) users(i int) Mask {
 
 // count is how many moves of the block are held against another.
 func (b *block) count() int { return int(b.moves) + turn*int((b.turns+turnDecay-1)/turnDecay) }
+
+// trigger is how many strata must be touched before the block is looked at.
+func (b *block) trigger() int {
+	if b.level > 0 {
+		return 1
+	}
+	return enough
+}
 
 func (b *block) anyTouched() bool { return b.touched[0].Load()|b.touched[1].Load() != 0 }
 

@@ -191,6 +191,7 @@ func (s *Sampler) sort(l *inquiry, now time.Duration) {
 		}
 		return k, true
 	}
+	l.parts, l.before = true, s.count()
 	handed, written, hopeless := 0, 0, 0
 	for page := 0; page < int(b.pages); {
 		k, ok := of(page)

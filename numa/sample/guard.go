@@ -92,7 +92,7 @@ func (s *Sampler) guarded(l *inquiry, now time.Duration) {
 	written := l.asked - unwritten
 	over := now-l.start >= s.window(l)
 	switch {
-	case written*2 > l.asked && !l.narrow && !l.said.everyone && l.said.apart()*4 >= l.said.touched:
+	case written*2 > l.asked && !l.narrow && !s.coarse && !l.said.everyone && l.said.apart()*4 >= l.said.touched:
 		// Not all of it is hopeless.
 		s.unguard(l.block)
 		s.beginFine(l, now)

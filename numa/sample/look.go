@@ -25,7 +25,9 @@ type inquiry struct {
 	asked  int           // pages guarded
 	bad    bool          // some pages of it could not be helped
 	said   opinion
-	from   int8 // place of the node that the block is on, -1
+	from   int8             // place of the node that the block is on, -1
+	parts  bool             // it is handed out in parts
+	before [MaxNodes]uint16 // pages that each node had then
 }
 
 // inquiry is the one into block i, nil if there is none.
@@ -264,7 +266,7 @@ func (s *Sampler) notable(l *inquiry) bool {
 		}
 	}
 	// One alone is enough where there is no more than one.
-	return afar >= trigger || afar > 0 && afar == strata && b.posted != 0
+	return afar >= b.trigger() || afar > 0 && afar == strata && b.posted != 0
 }
 
 // ask begins the look itself.
@@ -341,6 +343,7 @@ type opinion struct {
 	lone    Mask // users of the other probes
 	users   Mask
 	use     [MaxNodes]uint16
+	alone   [MaxNodes]uint16 // probes that no other node used
 	copies  Mask
 	stored  int // probes with stores that are sure
 	uses    int // pairs of a probe and a user
@@ -353,6 +356,17 @@ type opinion struct {
 // apart is how many probes one remote node has for itself: what a closer look
 // would find.
 func (o *opinion) apart() int { return o.touched - o.shared - o.local }
+
+// mostly is the place of the node that has two thirds of the touched probes for
+// itself; -1 if none has.
+func (o *opinion) mostly() int {
+	for v, n := range o.alone {
+		if n > 0 && int(n)*3 >= o.touched*2 {
+			return v
+		}
+	}
+	return -1
+}
 
 // rate notes which part of a block's uses is remote.
 func (s *Sampler) rate(b *block, remote int) {
@@ -392,6 +406,7 @@ func (s *Sampler) opinion(l *inquiry) (o opinion) {
 			fallthrough
 		default:
 			o.lone |= u
+			o.alone[u.First()]++
 		}
 		if stores>>k&1 != 0 {
 			o.stored++
@@ -416,7 +431,7 @@ func (s *Sampler) judge(l *inquiry, now time.Duration) {
 		s.whole(l, Unknown)
 	case l.narrow:
 		s.widen(l, now)
-	case o.touched < min(trigger, o.strata) || o.local == o.touched:
+	case o.touched < min(b.trigger(), o.strata) || o.local == o.touched:
 		s.changed(l.block, now)
 		s.stray(l, now)
 	case o.shared == 0 && o.lone.Count() == 1 && (s.cfg.GuardSole || o.copies != 0):
@@ -424,7 +439,14 @@ func (s *Sampler) judge(l *inquiry, now time.Duration) {
 	case o.shared == 0 && o.lone.Count() == 1:
 		s.changed(l.block, now)
 		s.whole(l, Unknown)
-	case o.apart()*4 >= o.touched && o.copies == 0 && !(o.shared*2 >= o.touched && (s.cfg.Guard || o.everyone)):
+	case s.coarse && o.copies == 0 && o.mostly() >= 0 && !s.cfg.GuardSole:
+		// It moves whole or not at all; who has but little of it does not count.
+		v := o.mostly()
+		use := o.use[v]
+		o.users, o.use = only(v), [MaxNodes]uint16{}
+		o.use[v] = use
+		s.whole(l, Unknown)
+	case o.apart()*4 >= o.touched && !s.coarse && o.copies == 0 && !(o.shared*2 >= o.touched && (s.cfg.Guard || o.everyone)):
 		s.beginFine(l, now)
 	case o.shared*2 < o.touched:
 		s.stray(l, now) // mostly local
@@ -569,6 +591,29 @@ func (s *Sampler) recount(i int) (copies Mask, lost bool) {
 	return copies, lost
 }
 
+// dragged is how many pages of a block are on other nodes than before it was
+// moved in parts.
+func (s *Sampler) dragged(l *inquiry) (n int) {
+	if !s.locate(l.block) {
+		return 0
+	}
+	after := s.count()
+	for v := range s.nodes {
+		n += max(0, int(after[v])-int(l.before[v]))
+	}
+	return n
+}
+
+// count is how many pages of the block just located are on each node.
+func (s *Sampler) count() (on [MaxNodes]uint16) {
+	for _, n := range s.homes {
+		if v := s.place(n); v >= 0 {
+			on[v]++
+		}
+	}
+	return on
+}
+
 // Outcome is what became of all the heat of a block.
 type Outcome struct {
 	Moved     int  // pages that changed their node
@@ -588,6 +633,10 @@ func (s *Sampler) Finish(p memory.PPN, o Outcome) {
 	}
 	s.unguard(i) // what did not get copies after all
 	bad, from := l.bad || o.Bad, l.from
+	if l.parts && o.Moved > 0 && s.dragged(l) > o.Moved {
+		s.coarse = true
+		bad = true
+	}
 	s.end(l)
 	if o.Moved > 0 {
 		b.moves = min(b.moves+1, 100)

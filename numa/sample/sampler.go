@@ -19,6 +19,11 @@
 // kind of access that a touch reports, is sure to be a store: KVM asks for a page
 // that is absent as if it would write to it.
 //
+// Where the kernel backs a guest by huge pages, a part of one takes all of it
+// along when it migrates. That is noticed the first time; from then on a block is
+// one page, which the node that has two thirds of its probes for itself gets.
+// Copies are made of parts all the same.
+//
 // What cannot be helped is left alone for a time that doubles (the hold), so that
 // faults that lead to nothing become rare.
 //
@@ -140,6 +145,9 @@ type Sampler struct {
 	random    uint32
 	stats     Stats
 
+	// coarse is whether it was seen that more was moved than was asked for: the
+	// kernel backs the guest by huge pages, and moves them whole.
+	coarse bool
 	alive  int // blocks with pages
 	remote int // their remote, summed
 
