@@ -12,8 +12,9 @@ import (
 // TestKVMWideMove moves vCPUs between KVM VMs while they send each other
 // interrupts in step, with their timers ticking, and sees nothing lost, nothing
 // doubled, and every register kept.
-func TestKVMWideMove(t *testing.T) {
-	const moves = 1000
+func TestKVMWideMove(t *testing.T) { wideMove(t, 1000) }
+
+func wideMove(t *testing.T, moves int) {
 	for _, tt := range []struct {
 		name, cmdline string
 		vms           int

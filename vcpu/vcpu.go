@@ -1,9 +1,9 @@
-// Package vcpu runs one virtual CPU: its thread, its loop of KVM_RUN and exits,
-// and the kick that gets it out of the guest.
+// Package vcpu runs virtual CPUs: their threads, their loops of KVM_RUN and
+// exits, and the kick that gets one out of the guest.
 //
-// A vCPU has its own OS thread from Start until it ends. Exits that touch
-// devices go to a [Handler] on that thread; every other exit ends the vCPU
-// with an [End] that says why.
+// A [Set] is the vCPUs of one guest. A [VCPU] has its own OS thread from Start
+// until it ends. Exits that touch devices go to a [Handler] on that thread; every
+// other exit ends the vCPU with an [End] that says why.
 //
 // The states and who moves them:
 //
@@ -18,7 +18,26 @@
 // word, so a kick at any moment is seen. SIGURG is the signal that the Go
 // runtime itself uses to preempt, so its handler is always there and harmless.
 //
-// Not done here: memory, devices, and which host CPU the thread runs on.
+// # Several KVM VMs
+//
+// A wide Set has one KVM VM for each node that its guest runs on. A vCPU then has
+// an incarnation, with a thread, in each VM, in one of these roles:
+//
+//	unborn --INIT and SIPI, here or elsewhere--> relay, or live in its home
+//	relay  --INIT, while kicked-->               unborn
+//	relay  <--Set.Move-->                        live
+//
+// The live one runs the guest. A relay runs code of ours that names to its thread
+// each interrupt that KVM delivers to it; the thread sends it on to the live
+// incarnation (relayImage, passOn). How CPUs are started is at gestate, how
+// one moves at Set.Move and transfer.
+//
+// Locks, outermost first: Set.moving (one Move, Start or Close), gate.mu (who is
+// parked), Set.trapping, Set.affinity, incarnation.kicks. A vCPU's thread takes
+// none of them on its way through an exit or a relayed interrupt.
+//
+// Not done here: memory and devices, whether the host's KVM can run a wide guest
+// at all (kvm.TwoDimensional), and where a vCPU had best be.
 package vcpu
 
 import (
