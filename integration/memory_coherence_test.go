@@ -47,8 +47,8 @@ func TestKVMCoherence(t *testing.T) {
 	coherent(t, topology, 100_000)
 }
 
-// TestLabCoherence is the same on real nodes and with nested paging.
-func TestLabCoherence(t *testing.T) {
+// TestLabNodesCoherence is the same on real nodes and with nested paging.
+func TestLabNodesCoherence(t *testing.T) {
 	topology, err := numa.Read(os.DirFS("/"))
 	if err != nil {
 		t.Fatal(err)

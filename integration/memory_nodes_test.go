@@ -91,8 +91,8 @@ func located(t *testing.T, s *memory.Space, p memory.PPN, want ...numa.Node) {
 	}
 }
 
-// TestLabPlacement makes pages on real nodes in each way that there is.
-func TestLabPlacement(t *testing.T) {
+// TestLabNodesPlacement makes pages on real nodes in each way that there is.
+func TestLabNodesPlacement(t *testing.T) {
 	topology := realNodes(t)
 	a, b := topology.Nodes()[0], topology.Nodes()[1]
 	ram := []memory.Range{{Size: 4 << 20}}
@@ -126,9 +126,9 @@ func TestLabPlacement(t *testing.T) {
 	located(t, s, 0, a, a, a, a)
 }
 
-// TestLabMoveAndCopy moves pages between real nodes in every state, small and
+// TestLabNodesMoveAndCopy moves pages between real nodes in every state, small and
 // huge, and looks where they and their copies are and what they hold.
-func TestLabMoveAndCopy(t *testing.T) {
+func TestLabNodesMoveAndCopy(t *testing.T) {
 	topology := realNodes(t)
 	a, b := topology.Nodes()[0], topology.Nodes()[1]
 	for _, huge := range []memory.Huge{memory.HugeOff, memory.HugeTHP} {
@@ -193,9 +193,9 @@ func TestLabMoveAndCopy(t *testing.T) {
 	}
 }
 
-// TestLabNodeFull fills a node with something else: the guest gets no copy there
+// TestLabNodesFull fills a node with something else: the guest gets no copy there
 // and keeps its pages, and nobody is killed.
-func TestLabNodeFull(t *testing.T) {
+func TestLabNodesFull(t *testing.T) {
 	topology := realNodes(t)
 	a, b := topology.Nodes()[0], topology.Nodes()[1]
 	s := openSpace(t, memory.Options{

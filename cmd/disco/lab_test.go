@@ -11,7 +11,7 @@ import (
 	"disco/integration/lab"
 )
 
-func TestLabFlags(t *testing.T) {
+func TestFlagsOfLab(t *testing.T) {
 	w := newWorld(t)
 	code := w.disco("lab", "--nodes", "4", "--cpus", "8", "--memory", "4G", "--distance", "31", "--forward", "tcp:8080:80",
 		"--forward", "tcp:2222:22", "--boot-timeout", "30s", "-v", "--", "make", "-j4", "--", "test")
@@ -33,7 +33,7 @@ func TestLabFlags(t *testing.T) {
 	}
 }
 
-func TestLabDefaults(t *testing.T) {
+func TestDefaultsOfLab(t *testing.T) {
 	w := newWorld(t)
 	if code := w.disco("lab", "ls", "-l"); code != 0 {
 		t.Fatalf("exit code %d: %s", code, w.err.String())
@@ -44,7 +44,7 @@ func TestLabDefaults(t *testing.T) {
 	}
 }
 
-func TestLabExitCodes(t *testing.T) {
+func TestExitCodesOfLab(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		args string
@@ -73,7 +73,7 @@ func TestLabExitCodes(t *testing.T) {
 	}
 }
 
-func TestLabTimeout(t *testing.T) {
+func TestTimeoutOfLab(t *testing.T) {
 	w := newWorld(t)
 	w.runLab = func(ctx context.Context, _ lab.Options) (int, error) {
 		<-ctx.Done()
