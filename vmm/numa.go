@@ -125,9 +125,9 @@ func (m *machine) openMemory(cfg *Config, ram []memory.Range) error {
 	if n.wide(p) {
 		views = len(p.nodes)
 	}
-	if o.Tracked {
-		// Besides what package memory needs: as many vCPU threads, relays too, may
-		// keep a processor of Go's while they wait in KVM.
+	if o.Tracked || views > 1 {
+		// As many vCPU threads, relays too, and threads of the memory's may keep a
+		// processor of Go's while they wait in the kernel.
 		if n := runtime.NumCPU() + (cfg.CPUs+3)*views; runtime.GOMAXPROCS(0) < n {
 			runtime.GOMAXPROCS(n)
 		}
@@ -154,8 +154,11 @@ func (m *machine) setOptions(sys *kvm.System, cfg *Config, supported []kvm.CPUID
 		System: sys, VMs: m.vms, Homes: make([]int, cfg.CPUs), Handler: buses{m},
 		CPUID: func(id int) []kvm.CPUIDEntry { return vcpu.CPUID(supported, id, cfg.CPUs) },
 	}
-	if p.pin || len(p.nodes) > 1 {
-		for _, n := range p.nodes[:len(m.vms)] {
+	switch {
+	case len(p.nodes) > len(m.vms): // one KVM VM for all
+		o.Pin = func(id, _ int) []int { return cpusOf(p.topology, p.nodes[p.homes[id]]) }
+	case p.pin || len(p.nodes) > 1:
+		for _, n := range p.nodes {
 			o.CPUs = append(o.CPUs, cpusOf(p.topology, n))
 		}
 	}
