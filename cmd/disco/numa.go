@@ -144,13 +144,13 @@ func formatPlacement(p vmm.Placement) string {
 	return "auto"
 }
 
-var hugeWords = map[string]memory.Huge{"off": memory.HugeOff, "thp": memory.HugeTHP}
+var hugeWords = map[string]memory.Huge{"off": memory.HugeOff, "thp": memory.HugeTHP, "2M": memory.Huge2M}
 
 func parseHuge(s string) (memory.Huge, error) {
 	if h, ok := hugeWords[s]; ok {
 		return h, nil
 	}
-	return 0, errors.New("there are off and thp")
+	return 0, errors.New("there are off, thp and 2M")
 }
 
 func formatHuge(h memory.Huge) string {

@@ -105,7 +105,7 @@ func TestKVMPlacement(t *testing.T) {
 		{"--numa wild", 2, `--numa wild: "wild" is no policy`},
 		{"--numa full,window=0.2", 2, "not a duration"},
 		{"--placement everywhere", 2, "there are auto, interleave, node=N and nodes=N,M"},
-		{"--huge 1G", 2, "--huge 1G"},
+		{"--huge 1G", 2, "there are off, thp and 2M"},
 		{"--stats-interval -1s", 2, "must not be negative"},
 	} {
 		w := here()
