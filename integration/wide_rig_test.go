@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -29,6 +30,9 @@ type wideRig struct {
 func newWideRig(t *testing.T, vms int, homes []int, name, cmdline string) *wideRig {
 	t.Helper()
 	r := &wideRig{rig: &rig{t: t, off: make(chan struct{})}}
+	// A thread in KVM may keep a processor of Go's for 10 ms.
+	before := runtime.GOMAXPROCS(runtime.NumCPU() + vms*len(homes))
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 	r.pio = func(port uint16, _ bool, _ []byte) {
 		if port == yieldPort {
 			time.Sleep(10 * time.Microsecond)

@@ -283,7 +283,9 @@ func (s *Set) entered(v *VCPU, b *incarnation) error {
 // VCPUs are the guest's vCPUs by id. The slice is the caller's.
 func (s *Set) VCPUs() []*VCPU { return slices.Clone(s.vcpus) }
 
-// Start begins to run the guest.
+// Start begins to run the guest. A thread in KVM_RUN may keep one of Go's
+// processors for up to 10 ms, so GOMAXPROCS had best be raised by the number of
+// vCPUs times that of VMs.
 func (s *Set) Start() {
 	s.moving.Lock()
 	defer s.moving.Unlock()
