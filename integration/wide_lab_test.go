@@ -7,6 +7,6 @@ import "testing"
 // ends in a breakpoint on a nested guest's instruction, of which QEMU dies.
 func TestLabNodesRelays(t *testing.T) {
 	t.Run("birth", func(t *testing.T) { wideBirth(t, 1) })
-	t.Run("interrupts", func(t *testing.T) { wideInterrupts(t, 100) })
-	t.Run("moves", func(t *testing.T) { wideMove(t, 100) })
+	t.Run("interrupts", func(t *testing.T) { wideInterrupts(t, 50) })
+	t.Run("moves", func(t *testing.T) { wideMove(t, 50) })
 }
