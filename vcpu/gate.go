@@ -1,6 +1,7 @@
 package vcpu
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,31 +63,38 @@ func (g *gate) reopen() {
 	}
 }
 
-// Between two looks whether a thread is parked.
+// Between two looks whether a thread is parked; and how long a relay may take to
+// pass on what it has, which is a matter of microseconds unless the guest has
+// destroyed what it stands on.
 const (
 	gatePoll     = 20 * time.Microsecond
 	gatePollMost = 2 * time.Millisecond
+	relayRest    = 5 * time.Second
 )
 
 // stopWorld parks every thread of the set that has not ended: first those that
 // run the guest, and when those cannot send anything any more, the relays. A
-// device access under way is finished first, however long it takes.
-func (s *Set) stopWorld() {
+// device access under way is finished first, however long it takes. The caller
+// reopens the gate, also after an error.
+func (s *Set) stopWorld() error {
 	for level := int32(liveStopped); level <= allStopped; level++ {
 		s.gate.set(level)
 		for _, v := range s.vcpus {
 			for _, b := range v.bodies {
-				if level == allStopped || b == v.body() {
-					s.stopThread(b)
+				live := b == v.body()
+				if live != (level == liveStopped) {
+					continue
+				}
+				end := time.Now().Add(relayRest)
+				for wait := gatePoll; !b.parked.Load() && b.tid.Load() != gone; wait = min(wait*2, gatePollMost) {
+					if !live && time.Now().After(end) {
+						return fmt.Errorf("the relay of vCPU %d in KVM VM %d does not come to rest", v.id, b.vm)
+					}
+					b.kick()
+					time.Sleep(wait)
 				}
 			}
 		}
 	}
-}
-
-func (s *Set) stopThread(b *incarnation) {
-	for wait := gatePoll; !b.parked.Load() && b.tid.Load() != gone; wait = min(wait*2, gatePollMost) {
-		b.kick()
-		time.Sleep(wait)
-	}
+	return nil
 }

@@ -58,8 +58,10 @@ func (s *Set) move(id, to int) (from int, err error) {
 		return from, nil
 	}
 	if s.started {
-		s.stopWorld()
 		defer s.gate.reopen()
+		if err := s.stopWorld(); err != nil {
+			return from, err
+		}
 	}
 	a, b := v.bodies[from], v.bodies[to]
 	if a.tid.Load() == gone || b.tid.Load() == gone {

@@ -173,6 +173,24 @@ func TestKVMRelayLost(t *testing.T) {
 	}
 }
 
+// TestKVMRelayWithoutRest: a relay that the guest keeps busy holds up no Move for
+// good, and the guest runs on where it was.
+func TestKVMRelayWithoutRest(t *testing.T) {
+	s, vms := build(t, 2, []int{0}, SetOptions{Handler: deaf{}}, 0xe6, 0x10, 0xeb, 0xfc)
+	s.Start()
+	copy(s.code[relayLoop+1:], forever)
+	v := s.VCPUs()[0]
+	if _, err := vms[1].SignalMSI(messageTo(0), 0x40); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the interrupt was not passed on", func() bool { return v.Relayed() == 1 })
+	if err := s.Move(0, 1); err == nil || !strings.Contains(err.Error(), "does not come to rest") {
+		t.Errorf("moved: %v", err)
+	}
+	before := v.Exits(kvm.ExitIO)
+	eventually(t, "the guest stands still", func() bool { return v.Exits(kvm.ExitIO) > before && s.Home(0) == 0 })
+}
+
 func TestKVMSetRefuses(t *testing.T) {
 	sys, err := kvm.Open("/dev/kvm")
 	if err != nil {
