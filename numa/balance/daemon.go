@@ -226,7 +226,9 @@ func (d *Daemon) Step() {
 	}
 	rate := float64(d.cfg.MoveRate)
 	d.pages = min(d.pages+rate*dt.Seconds(), max(sample.BlockPages, rate*d.cfg.Tick.Seconds()*2))
-	d.time = min(d.time+time.Duration(d.cfg.MoveShare*float64(dt)), time.Duration(d.cfg.MoveShare*float64(2*d.cfg.Tick)))
+	// One act that took long must not stop all others for longer than a second.
+	owed := -time.Duration(d.cfg.MoveShare * float64(time.Second))
+	d.time = min(max(d.time, owed)+time.Duration(d.cfg.MoveShare*float64(dt)), time.Duration(d.cfg.MoveShare*float64(2*d.cfg.Tick)))
 	for d.head < len(d.queue) && d.pages > 0 && d.time > 0 {
 		t := d.cpu()
 		d.next()
