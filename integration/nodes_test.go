@@ -18,7 +18,9 @@ import (
 
 // The tests of guests on several nodes run in a lab with two, of one CPU each.
 
-// eager are thresholds that have the monitor move far more than it should.
+// brisk are thresholds that have the monitor look and move more often than it
+// would, and eager far more than it should.
+const brisk = "full,tick=50ms,window=100ms,guard=200ms,hold=500ms"
 const eager = "full,tick=20ms,window=40ms,guard=40ms,hold=100ms,max-hold=200ms,max-moves=100,decay=1s,fault-rate=4000,sample-share=0.5"
 
 // TestLabNodes runs a stock kernel with a KVM VM on each of two nodes while its
@@ -29,8 +31,8 @@ func TestLabNodes(t *testing.T) {
 	mark, data := testDisk(t, "mark", 1<<20), testDisk(t, "data", size)
 	before := pageTables(t)
 	l := bootGuest(t, "cpus,net,clock=4,load=4,disk-read=vdb,reboot-once=vda,memory=40,disk=vdb",
-		"--cpus", "4", "--memory", "512M", "--disk", mark, "--disk", data,
-		"--placement", "nodes=0,1", "--numa", eager, "--report", report)
+		"--cpus", "2", "--memory", "512M", "--disk", mark, "--disk", data,
+		"--placement", "nodes=0,1", "--numa", brisk, "--report", report)
 	l.says(guest.Marker)
 	during := pageTables(t)
 	l.ends(0)
@@ -54,20 +56,21 @@ func TestLabNodes(t *testing.T) {
 	t.Logf("%+v", *r.NUMA)
 }
 
-// TestLabNodesStress has stress-ng check what it writes to memory on four vCPUs of
-// two nodes, for DISCO_STRESS seconds, while pages are moved and copied all the time.
+// TestLabNodesStress has stress-ng check what it writes to memory on two nodes while
+// pages are moved and copied: for DISCO_STRESS seconds on four vCPUs, all the time,
+// or else for a moment.
 func TestLabNodesStress(t *testing.T) {
-	seconds := os.Getenv("DISCO_STRESS")
+	seconds, cpus, policy := os.Getenv("DISCO_STRESS"), "4", eager
 	if seconds == "" {
-		seconds = "15"
+		seconds, cpus, policy = "8", "2", brisk
 	}
 	limit, err := time.ParseDuration(seconds + "s")
 	if err != nil {
 		t.Fatal(err)
 	}
 	report := filepath.Join(t.TempDir(), "report.json")
-	l := bootGuest(t, "stress="+seconds, "--cpus", "4", "--memory", "768M", "--net", "none", "--initrd", inTree(t, "DISCO_STRESS_INITRD", "build/guest/stress.img"),
-		"--placement", "nodes=0,1", "--numa", eager, "--report", report)
+	l := bootGuest(t, "stress="+seconds, "--cpus", cpus, "--memory", "768M", "--net", "none", "--initrd", inTree(t, "DISCO_STRESS_INITRD", "build/guest/stress.img"),
+		"--placement", "nodes=0,1", "--numa", policy, "--report", report)
 	l.endsWithin(0, limit+step)
 	l.did("stress")
 	n := readReport(t, report).NUMA
@@ -105,7 +108,7 @@ func TestLabNodesStill(t *testing.T) {
 // TestLabNodesKilled kills the monitor while it moves pages: nothing of it is left,
 // and the next guest runs.
 func TestLabNodesKilled(t *testing.T) {
-	l := bootGuest(t, "load=60", "--cpus", "2", "--memory", "256M", "--net", "none", "--placement", "nodes=0,1", "--numa", eager)
+	l := bootGuest(t, "load=60", "--cpus", "2", "--memory", "256M", "--net", "none", "--placement", "nodes=0,1", "--numa", brisk)
 	l.says(guest.Marker)
 	time.Sleep(2 * time.Second)
 	if err := l.cmd.Process.Kill(); err != nil {

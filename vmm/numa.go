@@ -125,12 +125,10 @@ func (m *machine) openMemory(cfg *Config, ram []memory.Range) error {
 	if n.wide(p) {
 		views = len(p.nodes)
 	}
-	if o.Tracked || views > 1 {
-		// As many vCPU threads, relays too, and threads of the memory's may keep a
-		// processor of Go's while they wait in the kernel.
-		if n := runtime.NumCPU() + (cfg.CPUs+3)*views; runtime.GOMAXPROCS(0) < n {
-			runtime.GOMAXPROCS(n)
-		}
+	// Threads of vCPUs, relays too, and of the memory keep a processor of Go's for
+	// up to 10 ms while they are in the kernel; workers must not wait for that.
+	if n := runtime.NumCPU() + (cfg.CPUs+3)*views; runtime.GOMAXPROCS(0) < n {
+		runtime.GOMAXPROCS(n)
 	}
 	var err error
 	if m.space, err = memory.Open(o); err != nil {
