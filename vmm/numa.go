@@ -310,8 +310,8 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 		return fmt.Errorf("move to node %d: no such node has CPUs; there are %s", to, list(roomy(p.topology)))
 	}
 	free, err := p.topology.ReadMemory(os.DirFS("/"), to)
-	if err == nil && free.Free < m.space.Size() {
-		return fmt.Errorf("move to node %d: it has %s free, less than the guest's memory", to, FormatSize(free.Free&^(1<<20-1)))
+	if err == nil && free.Available < m.space.Size() {
+		return fmt.Errorf("move to node %d: it has %s free, less than the guest's memory", to, FormatSize(free.Available&^(1<<20-1)))
 	}
 	if err := m.set.SetCPUs(0, cpusOf(p.topology, to)); err != nil {
 		return fmt.Errorf("move to node %d: %w", to, err)

@@ -144,19 +144,19 @@ func list(nodes []numa.Node) string {
 // fit is the node that the guest fits on, or the fewest that hold it, those with
 // the most free memory first; all of them if it is too large even so.
 func fit(t *numa.Topology, all []numa.Node, cpus int, size uint64) []numa.Node {
-	byFree := slices.Clone(all)
-	slices.SortStableFunc(byFree, func(a, b numa.Node) int { return cmp.Compare(t.Memory(b).Free, t.Memory(a).Free) })
-	fits := func(n numa.Node) bool { return len(t.CPUs(n)) >= cpus && t.Memory(n).Free >= size }
-	if i := slices.IndexFunc(byFree, fits); i >= 0 {
-		return byFree[i : i+1]
+	byRoom := slices.Clone(all)
+	slices.SortStableFunc(byRoom, func(a, b numa.Node) int { return cmp.Compare(t.Memory(b).Available, t.Memory(a).Available) })
+	fits := func(n numa.Node) bool { return len(t.CPUs(n)) >= cpus && t.Memory(n).Available >= size }
+	if i := slices.IndexFunc(byRoom, fits); i >= 0 {
+		return byRoom[i : i+1]
 	}
 	var free uint64
 	room := 0
-	for i, n := range byFree {
-		free += t.Memory(n).Free
+	for i, n := range byRoom {
+		free += t.Memory(n).Available
 		room += len(t.CPUs(n))
 		if free >= size && room >= cpus {
-			all = byFree[:i+1]
+			all = byRoom[:i+1]
 			break
 		}
 	}
