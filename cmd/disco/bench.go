@@ -142,6 +142,7 @@ func (b *benchNUMA) command() *cobra.Command {
 	}
 	f := c.Flags()
 	f.SortFlags = false
+	b.o.Huge = true
 	var noted []string
 	flag := func(name, kind, text string, set func(string) error, usage string) {
 		f.Var(&value{name: name, kind: kind, text: text, set: set, problems: &b.problems}, name, usage)
@@ -157,7 +158,7 @@ func (b *benchNUMA) command() *cobra.Command {
 	flag("rounds", "N", "24", into(&b.o.Rounds, positive), "looks at where the pages are, in each workload; twice as many where something changes half-way")
 	flag("visits", "N", "", into(&b.o.Visits, positive), fmt.Sprintf("page visits of each thread in each round, %d accesses each (default what takes --round-time under the first policy)", workload.VisitAccesses))
 	flag("round-time", "DURATION", "250ms", into(&b.o.RoundTime, positiveTime), "how long a round is meant to take")
-	f.BoolVar(&b.o.Huge, "guest-huge", false, "the guest's program uses 2 MiB pages")
+	flag("guest-pages", "SIZE", "2M", into(&b.o.Huge, parsePages), "pages of the guest's program: 2M, as Linux gives large arrays by default, or 4K, where arrays of different nodes meet within 2 MiB")
 	flag("tick", "DURATION", "", into(&b.o.Thresholds.Tick, positiveTime), "how often disco's policies look and act (default "+balance.Default().Tick.String()+")")
 	flag("boot-timeout", "DURATION", "2m", into(&b.o.BootTimeout, positiveTime), "how long a guest may take to come up before it is booted once more")
 	f.StringVar(&b.o.Kernel, "kernel", "", "the guest's kernel in `FILE` (default: the default guest's)")
@@ -209,6 +210,16 @@ func parseNodes(s string) ([]numa.Node, error) {
 		nodes = append(nodes, numa.Node(n))
 	}
 	return nodes, nil
+}
+
+func parsePages(s string) (huge bool, err error) {
+	switch strings.ToUpper(s) {
+	case "2M":
+		return true, nil
+	case "4K":
+		return false, nil
+	}
+	return false, errors.New("there are 2M and 4K")
 }
 
 func parseWorkloads(s string) ([]string, error) { return locality.ParseWorkloads(s, workload.Names) }

@@ -46,19 +46,19 @@ func TestBenchNUMAFlags(t *testing.T) {
 	initrd := w.env["DISCO_INITRD"]
 	out := filepath.Join(t.TempDir(), "r")
 	code := w.disco("bench", "numa", "--nodes", "1,0", "--policies", "full,off", "--workloads", "mixed,private", "--cpus", "6",
-		"--memory", "768M", "--size", "1M", "--rounds", "10", "--visits", "1000", "--round-time", "1s", "--guest-huge", "--tick", "50ms",
+		"--memory", "768M", "--size", "1M", "--rounds", "10", "--visits", "1000", "--round-time", "1s", "--guest-pages", "4k", "--tick", "50ms",
 		"--boot-timeout", "30s", "--initrd", initrd, "--out", out)
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, &w.err)
 	}
 	if !slices.Equal(got.Nodes, []numa.Node{1, 0}) || !slices.Equal(got.Policies, []locality.Policy{locality.Off, locality.Full}) ||
 		!slices.Equal(got.Workloads, []string{"private", "mixed"}) || got.CPUs != 6 || got.Memory != 768<<20 || got.Size != 1<<20 ||
-		got.Rounds != 10 || got.Visits != 1000 || !got.Huge || got.Initrd != initrd || got.Kernel != w.env["DISCO_KERNEL"] || got.Emulated {
+		got.Rounds != 10 || got.Visits != 1000 || got.Huge || got.Initrd != initrd || got.Kernel != w.env["DISCO_KERNEL"] || got.Emulated {
 		t.Errorf("options %+v", got)
 	}
 	w, got = benchWorld(t)
 	w.env["DISCO_IN_LAB"] = "1"
-	if code := w.disco("bench", "numa", "--initrd", initrd, "--out", out); code != 0 || !got.Emulated || !strings.Contains(got.Cmdline, "nohz=off") {
+	if code := w.disco("bench", "numa", "--initrd", initrd, "--out", out); code != 0 || !got.Emulated || !got.Huge || !strings.Contains(got.Cmdline, "nohz=off") {
 		t.Errorf("exit code %d: %s; options %+v", code, &w.err, got)
 	}
 }
@@ -89,6 +89,7 @@ func TestBenchNUMABadInput(t *testing.T) {
 		{"--visits -1 --tick 1ms", nil, 2, []string{"--visits -1: use a positive number", "tick of 1ms"}},
 		{"--round-time soon", nil, 2, []string{"--round-time soon: not a duration"}},
 		{"--round-time 0s --boot-timeout 1ms", nil, 2, []string{"--round-time 0s: use a positive one", "boot timeout of 1ms"}},
+		{"--guest-pages 1G", nil, 2, []string{"--guest-pages 1G: there are 2M and 4K"}},
 		{"more", nil, 2, []string{`"more" is not a flag`, "Try: disco bench numa --help"}},
 		{"--out /nowhere/at/all", nil, 2, []string{"report /nowhere/at/all.json"}},
 		{"", func(w *fakeWorld) { clear(w.env) }, 3, []string{"the benchmark's guest is not there: run `make guest`"}},
