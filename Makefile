@@ -55,7 +55,7 @@ test-lab: build guest stress lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@scripts/ring lab-outside timeout -k 20 300 env CGO_ENABLED=0 go test -v -count=1 -run '^TestLab' ./integration/lab
 	@scripts/ring lab scripts/lab-tests build/test/lab.test '^TestLab' '^TestLabNodes' --nodes 1 --cpus 2 $(ARGS)
-	@scripts/ring lab-nodes scripts/lab-tests build/test/lab.test '^TestLabNodes' '' --nodes 2 --cpus 2 $(ARGS)
+	@scripts/ring lab-nodes scripts/lab-tests build/test/lab.test '^TestLabNodes' '' --steady --nodes 2 --cpus 2 $(ARGS)
 
 .PHONY: bench-boot
 bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, in the lab
@@ -109,7 +109,7 @@ build/guest/stress.img: build/guest/stress build/guest/initrd.img
 .PHONY: soak-nodes
 soak-nodes: build stress lab ## stress-ng for 3 minutes on two nodes while pages move far too eagerly
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
-	@DISCO_STRESS=180 bin/disco lab --nodes 2 --cpus 2 --memory 4G $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLabNodesStress$$' -test.timeout 20m
+	@DISCO_STRESS=180 bin/disco lab --steady --nodes 2 --cpus 2 --memory 4G $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLabNodesStress$$' -test.timeout 20m
 
 .PHONY: lab
 lab: ## fetch what the lab needs: its kernel, and QEMU

@@ -102,6 +102,8 @@ func labCommand(w *world) *cobra.Command {
 		"end the lab after a time such as 90s or 5m, its start included, and exit with 124 (default never)")
 	f.Var(parsed("boot-timeout", "DURATION", "1m0s", &o.BootTimeout, parseDuration, &problems), "boot-timeout",
 		"how long the lab may take to start the command before it counts as stuck; it is then started once more")
+	f.BoolVar(&o.Steady, "steady", false,
+		"keep the emulator on one CPU of this machine: slower, and safe from races of QEMU's that now and then crash a guest on several nodes")
 	f.BoolVarP(&o.Verbose, "verbose", "v", false, "show the lab's kernel messages, and when it got how far")
 	for _, name := range []string{"nodes", "cpus", "memory", "distance", "forward", "timeout", "boot-timeout"} {
 		// It fails only for a flag that does not exist.

@@ -29,7 +29,7 @@ func locate(init string) (artefacts, []error) {
 		}
 	}
 	var err error
-	a.qemu, err = FindQEMU()
+	a.qemu, err = findQEMU()
 	note(err)
 	a.kernel, err = find("vmlinuz", "DISCO_LAB_KERNEL", "kernel", fs.FileMode.IsRegular)
 	note(err)
@@ -47,9 +47,9 @@ func Prerequisites() []error {
 	return problems
 }
 
-// FindQEMU returns the QEMU that DISCO_QEMU names, that was fetched for the lab, or
+// findQEMU returns the QEMU that DISCO_QEMU names, that was fetched for the lab, or
 // that is installed.
-func FindQEMU() (string, error) {
+func findQEMU() (string, error) {
 	if q := os.Getenv("DISCO_QEMU"); q != "" {
 		path, err := exec.LookPath(q)
 		if err != nil {

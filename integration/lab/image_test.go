@@ -80,7 +80,7 @@ func TestPrerequisitesNameThemselvesAndTheirMend(t *testing.T) {
 	}
 	_, problems := locate(static)
 	check("nothing there", problems,
-		[]string{"qemu-system-x86_64", "apt-get install qemu-system-x86", "DISCO_QEMU"},
+		[]string{"qemu-system-x86_64", "make lab", "DISCO_QEMU"},
 		[]string{"vmlinuz", "make lab", "DISCO_LAB_KERNEL"},
 		[]string{"modules", "make lab", "DISCO_LAB_MODULES"})
 

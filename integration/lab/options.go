@@ -39,6 +39,11 @@ type Options struct {
 	// heed it; 0 for a minute.
 	Grace time.Duration
 
+	// Steady keeps the emulator on one of this machine's CPUs. It is slower, and
+	// QEMU's vCPUs, which then never run at the same moment, cannot race each other
+	// (docs/decisions/004).
+	Steady bool
+
 	Verbose     bool          // show the lab's kernel messages on Stderr as they come
 	BootTimeout time.Duration // until Command runs, for each of two tries; 0 for 60 s
 

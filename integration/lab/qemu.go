@@ -57,10 +57,17 @@ func startQEMU(o *Options, path string, kernel, initrd *os.File) (*qemu, error) 
 	q := &qemu{portEnd: ends[0][0], consoleEnd: ends[1][0], gone: make(chan struct{}), cmd: cmd}
 	started := make(chan error)
 	go func() {
-		// The death signal is tied to the thread that starts the process.
+		// The death signal is tied to the thread that starts the process, and the
+		// process begins with the thread's CPUs. Never unlocked: the thread ends
+		// with what was done to it.
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+		var err error
+		if o.Steady {
+			err = keepToOneCPU()
+		}
+		if err == nil {
+			err = cmd.Start()
+		}
 		for i := range ends {
 			ends[i][1].Close()
 		}
@@ -84,6 +91,24 @@ func startQEMU(o *Options, path string, kernel, initrd *os.File) (*qemu, error) 
 		return nil, err
 	}
 	return q, nil
+}
+
+// keepToOneCPU binds the calling thread to the last of the CPUs that it may use.
+func keepToOneCPU() error {
+	var may, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err != nil {
+		return fmt.Errorf("CPUs of this process: %w", err)
+	}
+	for cpu := range len(may) * 64 {
+		if may.IsSet(cpu) {
+			one.Zero()
+			one.Set(cpu)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("bind to a CPU: %w", err)
+	}
+	return nil
 }
 
 func (q *qemu) port() io.ReadWriter    { return q.portEnd }
