@@ -64,8 +64,7 @@ func (h Host) Guests() []Finding {
 func (h Host) Check() []Finding {
 	return append(h.Guests(),
 		h.paging(),
-		uffdMinor(),
-		uffdWriteProtect(),
+		movingPages(),
 		h.numa(),
 		h.hugePages(),
 		h.mapCount(),

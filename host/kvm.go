@@ -3,7 +3,6 @@ package host
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -90,24 +89,13 @@ func capabilities(sys extensions) Finding {
 	return f
 }
 
-// paging reads what KVM's module says of itself; a KVM that is built in or of
-// another kind says nothing, and is taken to have none.
+// paging is whether guests have page tables of their own, which KVM does not shadow.
 func (h Host) paging() Finding {
-	f := Finding{Name: "two-dimensional paging"}
-	for _, p := range []struct{ module, parameter string }{{"kvm_intel", "ept"}, {"kvm_amd", "npt"}} {
-		b, err := fs.ReadFile(h.Root, "sys/module/"+p.module+"/parameters/"+p.parameter)
-		if err != nil {
-			continue
-		}
-		if v := strings.TrimSpace(string(b)); v == "Y" || v == "1" {
-			f.Status, f.Found = OK, fmt.Sprintf("yes, %s of %s", p.parameter, p.module)
-			return f
-		}
-		f.Status, f.Found = Warn, fmt.Sprintf("off: %s has %s=0 (shadow paging)", p.module, p.parameter)
-		f.Mend = fmt.Sprintf("modprobe -r %s && modprobe %s %s=1", p.module, p.module, p.parameter)
-		return f
+	f := Finding{Name: "two-dimensional paging", Status: OK}
+	var ok bool
+	if ok, f.Found = kvm.TwoDimensional(h.Root); !ok {
+		f.Status = Warn
+		f.Mend = "use a host whose KVM is kvm_intel with ept=1 or kvm_amd with npt=1; until then guests run slower, and on one node"
 	}
-	f.Status, f.Found = Warn, "no (shadow paging)"
-	f.Mend = "use a host whose KVM is kvm_intel or kvm_amd; guests run slower without it"
 	return f
 }

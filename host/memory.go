@@ -1,6 +1,7 @@
 package host
 
 import (
+	"disco/memory"
 	"fmt"
 	"io/fs"
 	"strconv"
@@ -24,6 +25,17 @@ func (h Host) read(path string) string {
 
 // hugePages judges by shmem_enabled, which rules a guest's memory; the pools of
 // hugetlb are only told.
+// movingPages is whether pages can be moved and copied between nodes while a guest
+// uses them.
+func movingPages() Finding {
+	f := Finding{Name: "moving pages", Status: OK, Found: "yes: userfaultfd with minor faults and write-protection, and the right to move pages"}
+	if err := memory.Probe(); err != nil {
+		f.Status, f.Found = Warn, "no: "+err.Error()
+		f.Mend = "see the reason; guests on several nodes keep their pages where they are until then"
+	}
+	return f
+}
+
 func (h Host) hugePages() Finding {
 	const thp = "sys/kernel/mm/transparent_hugepage/"
 	f := Finding{Name: "huge pages"}

@@ -106,7 +106,7 @@ func settle(cfg *Config, sys *kvm.System, log *slog.Logger) (*place, error) {
 
 // canSpan says why this host cannot run a guest as several KVM VMs.
 func canSpan(sys *kvm.System) error {
-	if ok, why := kvm.TwoDimensional(); !ok {
+	if ok, why := kvm.TwoDimensional(os.DirFS("/")); !ok {
 		return fmt.Errorf("KVM must use two-dimensional paging: %s", why)
 	}
 	return sys.Wide()

@@ -84,7 +84,7 @@ func TestKVMPlacement(t *testing.T) {
 		code int
 		says string
 	}{0, ""}
-	if ok, _ := kvm.TwoDimensional(); !ok {
+	if ok, _ := kvm.TwoDimensional(os.DirFS("/")); !ok {
 		span.code, span.says = 3, "two-dimensional paging"
 	}
 	for _, tt := range []struct {

@@ -3,7 +3,6 @@ package kvm
 import (
 	"fmt"
 	"io/fs"
-	"os"
 	"strings"
 )
 
@@ -48,16 +47,14 @@ func wide(check func(Capability) int) error {
 // of page tables in hardware (EPT, NPT). Without it KVM shadows the guest's own
 // page tables, in each VM by what happens in that VM: a guest of several VMs
 // would run on stale ones. Where it cannot be known, ok is false; why says in a
-// few words what was found.
-func TwoDimensional() (ok bool, why string) { return twoDimensional(os.DirFS("/sys/module")) }
-
-func twoDimensional(modules fs.FS) (bool, string) {
-	for _, p := range []string{"kvm_intel/parameters/ept", "kvm_amd/parameters/npt"} {
-		b, err := fs.ReadFile(modules, p)
+// few words what was found. root is the host's: os.DirFS("/").
+func TwoDimensional(root fs.FS) (ok bool, why string) {
+	for _, p := range []struct{ module, parameter string }{{"kvm_intel", "ept"}, {"kvm_amd", "npt"}} {
+		module, parameter := p.module, p.parameter
+		b, err := fs.ReadFile(root, "sys/module/"+module+"/parameters/"+parameter)
 		if err != nil {
 			continue
 		}
-		module, parameter := p[:strings.IndexByte(p, '/')], p[strings.LastIndexByte(p, '/')+1:]
 		switch strings.TrimSpace(string(b)) {
 		case "Y", "1":
 			return true, module + " has " + parameter + " on"

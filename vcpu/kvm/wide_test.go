@@ -14,14 +14,14 @@ func TestTwoDimensional(t *testing.T) {
 		ok   bool
 		why  string
 	}{
-		{"Intel", fstest.MapFS{"kvm_intel/parameters/ept": file("Y\n")}, true, "ept on"},
-		{"Intel without", fstest.MapFS{"kvm_intel/parameters/ept": file("N\n")}, false, "ept=1"},
-		{"AMD", fstest.MapFS{"kvm_amd/parameters/npt": file("Y\n")}, true, "npt on"},
-		{"AMD, older kernel", fstest.MapFS{"kvm_amd/parameters/npt": file("1\n")}, true, "npt on"},
-		{"AMD without", fstest.MapFS{"kvm_amd/parameters/npt": file("0\n")}, false, "npt=1"},
+		{"Intel", fstest.MapFS{"sys/module/kvm_intel/parameters/ept": file("Y\n")}, true, "ept on"},
+		{"Intel without", fstest.MapFS{"sys/module/kvm_intel/parameters/ept": file("N\n")}, false, "ept=1"},
+		{"AMD", fstest.MapFS{"sys/module/kvm_amd/parameters/npt": file("Y\n")}, true, "npt on"},
+		{"AMD, older kernel", fstest.MapFS{"sys/module/kvm_amd/parameters/npt": file("1\n")}, true, "npt on"},
+		{"AMD without", fstest.MapFS{"sys/module/kvm_amd/parameters/npt": file("0\n")}, false, "npt=1"},
 		{"another KVM", fstest.MapFS{"kvm/parameters/tdp_mmu": file("Y\n")}, false, "neither kvm_intel nor kvm_amd"},
 	} {
-		ok, why := twoDimensional(tt.fs)
+		ok, why := TwoDimensional(tt.fs)
 		if ok != tt.ok || !strings.Contains(why, tt.why) {
 			t.Errorf("%s: %v, %q; want %v, %q", tt.name, ok, why, tt.ok, tt.why)
 		}

@@ -19,6 +19,7 @@ type Run struct {
 	Workload string        `json:"workload"`
 	Spec     workload.Spec `json:"spec"`
 	Points   []Point       `json:"points"` // one for each round
+	Pieces   []int         `json:"pieces"` // of guest-physical memory that each region consists of
 
 	Before   *Tally   `json:"before"`  // the first round's accesses, with the pages where their first touch had put them
 	Settled  *Tally   `json:"settled"` // the rounds of Plan.Settled
@@ -56,6 +57,9 @@ func drive(c *workload.Conn, g Guest, ram []memory.Range, all []numa.Node, plan 
 	}
 
 	r := &Run{Workload: plan.Spec.Name, Spec: plan.Spec, Settled: NewTally(all), Whole: NewTally(all)}
+	for _, frames := range ready.Regions {
+		r.Pieces = append(r.Pieces, len(frames))
+	}
 	start, began := g.Counters(), time.Now()
 	last, lastTime := Counters{}, 0.0
 	var moved chan error
