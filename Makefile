@@ -71,7 +71,7 @@ soak-memory: tiny ## ten million checked writes while pages move and are copied:
 bench-numa: build guest lab ## measure how local a guest's memory is, by policy, in labs of 2 and 4 nodes
 	@for nodes in 2 4; do \
 		timeout -k 20 2400 bin/disco lab --nodes $$nodes $(ARGS) -- \
-			bin/disco bench numa --cpus $$nodes --size 4M --rounds 40 --visits 250000 --out build/bench/numa-$$nodes || exit 1; \
+			bin/disco bench numa --cpus $$nodes --size 4M --rounds 40 --visits 400000 --out build/bench/numa-$$nodes || exit 1; \
 	done
 
 .PHONY: bench-acts

@@ -39,6 +39,10 @@ func serve() error {
 			return fmt.Errorf("mount %s: %w", m.at, err)
 		}
 	}
+	// Linux turns them off for all by itself where there is less than 512 MiB.
+	if err := os.WriteFile("/sys/kernel/mm/transparent_hugepage/enabled", []byte("madvise"), 0); err != nil {
+		return err
+	}
 	if err := insmod.LoadAll("/lib/modules"); err != nil {
 		return err
 	}
