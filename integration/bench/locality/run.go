@@ -42,8 +42,10 @@ func Benchmark(ctx context.Context, o Options) (results *Results, err error) {
 	return b.results, b.results.CheckUntreated()
 }
 
-// moves says whether a guest of one node makes sense under a policy.
-func (p Policy) moves() bool { return p != Interleave }
+// moves says whether a guest on one node, which is moved to another, makes sense
+// under a policy. The kernel balances among the nodes that the guest's memory is
+// bound to, which is one here.
+func (p Policy) moves() bool { return p != Interleave && p != AutoNUMA }
 
 // benchmark is one call of Benchmark.
 type benchmark struct {
@@ -118,6 +120,9 @@ func (b *benchmark) serve(g *machine, p Policy, workloads []string, thin bool) (
 		}
 		if err != nil {
 			return runs, fmt.Errorf("%s: %w", name, err)
+		}
+		if run.MoveNote != "" {
+			b.say("%s, %s: %s", p, name, run.MoveNote)
 		}
 		b.say("%s, %s: %.1f %% local before, %.1f %% settled", p, name, percent(run.Before), percent(run.Settled))
 	}
