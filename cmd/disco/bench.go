@@ -155,7 +155,7 @@ func (b *benchNUMA) command() *cobra.Command {
 	flag("cpus", "N", "", into(&b.o.CPUs, positive), "the guest's CPUs, a multiple of the nodes (default two for each node, or one)")
 	flag("memory", "SIZE", "", into(&b.o.Memory, parseSize), "the guest's memory (default what the workloads need)")
 	flag("size", "SIZE", "8M", into(&b.o.Size, parseSize), "each thread's array; tables are four times as large. On a real machine choose more than the caches hold")
-	flag("rounds", "N", "24", into(&b.o.Rounds, positive), "looks at where the pages are, in each workload; twice as many where something changes half-way")
+	flag("rounds", "N", "60", into(&b.o.Rounds, positive), "looks at where the pages are, in each workload; twice as many where something changes half-way")
 	flag("visits", "N", "", into(&b.o.Visits, positive), fmt.Sprintf("page visits of each thread in each round, %d accesses each (default what takes --round-time under the first policy)", workload.VisitAccesses))
 	flag("round-time", "DURATION", "250ms", into(&b.o.RoundTime, positiveTime), "how long a round is meant to take")
 	flag("guest-pages", "SIZE", "2M", into(&b.o.Huge, parsePages), "pages of the guest's program: 2M, as Linux gives large arrays by default, or 4K, where arrays of different nodes meet within 2 MiB")

@@ -41,7 +41,7 @@ type Options struct {
 
 const (
 	defaultSize        = 8 << 20
-	defaultRounds      = 24
+	defaultRounds      = 60
 	defaultRoundTime   = 250 * time.Millisecond
 	defaultBootTimeout = 2 * time.Minute
 	// kernelMemory is what the guest needs besides the workloads' memory.
