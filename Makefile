@@ -100,7 +100,7 @@ build/guest/numa.img: build/guest/fetched $(shell find integration/guest/numa in
 .PHONY: stress
 stress: guest ## fetch stress-ng and build an initrd with it
 	@scripts/debian stress
-	@$(MAKE) -s build/guest/stress.img
+	@if [ -e build/guest/stress ]; then $(MAKE) -s build/guest/stress.img; fi
 
 build/guest/stress.img: build/guest/stress build/guest/initrd.img
 	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/init -busybox build/guest/busybox -modules build/guest/modules -add stress=build/guest/stress
