@@ -4,6 +4,10 @@ import (
 	"io"
 	"log/slog"
 	"time"
+
+	"disco/memory"
+	"disco/numa"
+	"disco/numa/balance"
 )
 
 // Config says what guest to build. The zero value of a field means its default
@@ -19,7 +23,7 @@ type Config struct {
 	Memory      uint64 // bytes, a multiple of the page size, from MinMemory to what the host has
 	Disks       []Disk // vda, vdb, … in order
 	Nets        []Net  // eth0, eth1, … in order
-	NUMA        NUMA
+	NUMA        NUMA   // on which nodes it runs, and what becomes of its pages
 	Console     Console
 	Vsock       string        // path of the UNIX socket that reaches the guest's vsock, made by New; or empty for none
 	Timeout     time.Duration // from starting the guest to killing it; 0 for none
@@ -83,3 +87,43 @@ const (
 	// ConsoleSerial is ttyS0, the 8250 alone.
 	ConsoleSerial
 )
+
+// PlacementKind is a way to choose a guest's nodes.
+type PlacementKind int
+
+const (
+	// PlaceAuto puts a guest on the one node that it fits on, the one with the
+	// most free memory if there are several, and spreads one that fits on none.
+	PlaceAuto PlacementKind = iota
+	// PlaceNodes uses the nodes of Placement.Nodes.
+	PlaceNodes
+	// PlaceInterleave spreads vCPUs over all nodes, and memory page by page.
+	PlaceInterleave
+)
+
+// Placement says on which nodes a guest runs and where its memory begins.
+type Placement struct {
+	Kind  PlacementKind
+	Nodes []numa.Node // PlaceNodes: one or more
+}
+
+// NUMA says where a guest runs and what becomes of its pages. The zero value is a
+// guest that is placed by itself and whose pages stay where they are.
+type NUMA struct {
+	Topology  *numa.Topology // the host's nodes; nil to read this host's
+	FakeNodes int            // split one node of it into so many; 0 for none
+	Placement Placement
+	Balance   balance.Config // what moves the pages of a guest on several nodes
+	Huge      memory.Huge
+
+	// Lenient has a guest on several nodes do with what the host can, with a
+	// warning, where it cannot have a KVM VM on each or its pages cannot move.
+	// Otherwise such a host is an error.
+	Lenient bool
+
+	// Plain makes one KVM VM for all nodes, as other monitors do, and
+	// HostBalancing leaves its pages to the kernel's numa_balancing. Both are
+	// there to be measured against.
+	Plain         bool
+	HostBalancing bool
+}

@@ -1,51 +1,18 @@
 package vmm
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
-	"slices"
 
 	"disco/memory"
-	"disco/memory/arena"
 	"disco/numa"
 	"disco/numa/balance"
 	"disco/vcpu"
 	"disco/vcpu/kvm"
 	"disco/vmm/boot"
 )
-
-// NUMAStats is where a guest's memory is and what was done about it. Counts begin
-// anew when the guest restarts.
-type NUMAStats struct {
-	Placed
-	// LocalShare estimates, from samples, the part of what the guest uses that is
-	// local to its users: 0 to 1, and 1 where nothing was seen remote or nothing
-	// is sampled.
-	LocalShare float64        `json:"local_share"`
-	Relayed    uint64         `json:"relayed_ipis"` // interrupts between vCPUs of different nodes
-	Memory     []NodeMemory   `json:"memory"`       // empty for a guest that is on no particular node
-	Acts       memory.Stats   `json:"acts"`
-	Balance    *balance.Stats `json:"balance,omitempty"` // nil where nothing is moved
-}
-
-// NodeMemory is what a guest has of a node's memory, in pages of 4 KiB.
-type NodeMemory struct {
-	Node     numa.Node `json:"node"`
-	Pages    uint64    `json:"pages"`    // canonical copies
-	Replicas uint64    `json:"replicas"` // further copies, for this node's CPUs
-}
-
-// Placed is where a guest runs.
-type Placed struct {
-	Nodes []numa.Node `json:"nodes"`      // those with vCPUs
-	Homes []numa.Node `json:"vcpu_nodes"` // of each vCPU
-	Wide  bool        `json:"wide"`       // a KVM VM on each node, not one for all
-	Real  bool        `json:"real"`       // the nodes are the kernel's own and not fake
-}
 
 // topology is that of the host, or what cfg puts in its place.
 func (n *NUMA) topology() (*numa.Topology, error) {
@@ -188,168 +155,4 @@ func (m *machine) makeBalance(cfg *Config, log *slog.Logger) (err error) {
 	}
 	m.balance, err = balance.New(cfg.NUMA.Balance, m.space, m.place.topology, m.place.nodes, log)
 	return err
-}
-
-// placed is where the machine's vCPUs are now.
-func (m *machine) placed() Placed {
-	p := m.place
-	a := Placed{Nodes: p.nodes, Homes: make([]numa.Node, len(m.vcpus)), Wide: len(m.vms) > 1, Real: p.topology.Real()}
-	for id := range a.Homes {
-		at := p.homes[id]
-		if a.Wide {
-			at = m.set.Home(id)
-		}
-		a.Homes[id] = p.nodes[at]
-	}
-	return a
-}
-
-// numaStats asks the kernel where each page is, some 0.1 µs each.
-func (m *machine) numaStats() NUMAStats {
-	s := NUMAStats{Placed: m.placed(), LocalShare: 1, Relayed: m.set.Relayed(), Acts: m.space.Stats()}
-	if m.place.pin || len(m.place.nodes) > 1 {
-		s.Memory = m.nodeMemory(s.Acts.Replicas)
-	}
-	if m.balance != nil {
-		b := m.balance.Stats()
-		s.Balance, s.LocalShare = &b, b.LocalShare
-	}
-	return s
-}
-
-// nodeMemory is empty where the kernel does not tell.
-func (m *machine) nodeMemory(replicas []uint64) []NodeMemory {
-	pages, err := m.space.PagesOn()
-	if err != nil {
-		return nil
-	}
-	of := make([]NodeMemory, len(pages))
-	for i, n := range m.place.topology.Nodes() {
-		of[i] = NodeMemory{Node: n, Pages: pages[i]}
-		if at := slices.Index(m.place.nodes, n); at >= 0 && at < len(replicas) {
-			of[i].Replicas = replicas[at]
-		}
-	}
-	return of
-}
-
-// errNoMachine is what comes of a guest that is between two power cycles or gone.
-var errNoMachine = errors.New("the guest does not run")
-
-// Space is the guest's memory, or nil when it does not run. It is a restart's
-// victim: the next machine has another.
-func (g *Guest) Space() *memory.Space {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.machine == nil {
-		return nil
-	}
-	return g.machine.space
-}
-
-// NUMAStats is where the guest's memory is now; false when the guest does not run.
-func (g *Guest) NUMAStats() (NUMAStats, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.machine == nil {
-		return NUMAStats{}, false
-	}
-	return g.machine.numaStats(), true
-}
-
-// Placed is where the guest runs now; false when it does not run.
-func (g *Guest) Placed() (Placed, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.machine == nil {
-		return Placed{}, false
-	}
-	return g.machine.placed(), true
-}
-
-// MoveVCPU makes vCPU id live on another of the nodes that a wide guest runs on,
-// while it runs. Its memory follows as the policy sees fit.
-func (g *Guest) MoveVCPU(id int, to numa.Node) error {
-	g.mu.Lock()
-	m := g.machine
-	g.mu.Unlock()
-	if m == nil {
-		return errNoMachine
-	}
-	if id < 0 || id >= len(m.vcpus) {
-		return fmt.Errorf("there is no vCPU %d", id)
-	}
-	for i, n := range m.place.nodes {
-		if n == to && len(m.vms) > 1 {
-			return m.set.Move(id, i)
-		}
-	}
-	return fmt.Errorf("vCPU %d: the guest runs on %s and not on node %d", id, list(m.place.nodes), to)
-}
-
-// chunk is the memory that Move moves before it looks whether it may go on, in
-// pages: 2 MiB.
-const chunk = 512
-
-// Move brings a guest that runs on one node to another, while it runs: first its
-// vCPUs, at once, then its memory. progress, if not nil, is told bytes done and of
-// how many. When ctx ends, or an error comes, the vCPUs stay on the new node with
-// the memory that has followed. The guest's second-level page tables stay behind.
-func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of uint64)) error {
-	g.mu.Lock()
-	m := g.machine
-	g.mu.Unlock()
-	if m == nil {
-		return errNoMachine
-	}
-	p := m.place
-	switch {
-	case len(p.nodes) > 1:
-		return fmt.Errorf("move to node %d: the guest runs on nodes %s; move its vCPUs one by one", to, list(p.nodes))
-	case !p.topology.Has(to) || len(p.topology.CPUs(to)) == 0:
-		return fmt.Errorf("move to node %d: no such node has CPUs; there are %s", to, list(roomy(p.topology)))
-	}
-	free, err := p.topology.ReadMemory(os.DirFS("/"), to)
-	if err == nil && free.Available < m.space.Size() {
-		return fmt.Errorf("move to node %d: it has %s free, less than the guest's memory", to, FormatSize(free.Available&^(1<<20-1)))
-	}
-	if err := m.set.SetCPUs(0, cpusOf(p.topology, to)); err != nil {
-		return fmt.Errorf("move to node %d: %w", to, err)
-	}
-	g.mu.Lock()
-	next := *p
-	next.nodes = []numa.Node{to}
-	m.place, g.place = &next, &next
-	g.mu.Unlock()
-	if err := m.space.SetNode(to); err != nil {
-		return fmt.Errorf("move to node %d: %w", to, err)
-	}
-	var done uint64
-	for _, r := range m.space.RAM() {
-		for at := r.Start; at < r.End(); at += chunk * arena.PageSize {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n := min(chunk, int((r.End()-at)/arena.PageSize))
-			if _, err := m.space.Migrate(memory.PPN(at/arena.PageSize), n, to); err != nil && !errors.Is(err, memory.ErrBusy) {
-				return fmt.Errorf("move to node %d: %w", to, err)
-			}
-			done += uint64(n) * arena.PageSize
-			if progress != nil {
-				progress(done, m.space.Size())
-			}
-		}
-	}
-	return nil
-}
-
-// Relayed is how many interrupts went between vCPUs of different nodes so far, at
-// no cost; 0 when the guest does not run.
-func (g *Guest) Relayed() uint64 {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.machine == nil {
-		return 0
-	}
-	return g.machine.set.Relayed()
 }

@@ -8,48 +8,7 @@ import (
 
 	"disco/memory"
 	"disco/numa"
-	"disco/numa/balance"
 )
-
-// PlacementKind is a way to choose a guest's nodes.
-type PlacementKind int
-
-const (
-	// PlaceAuto puts a guest on the one node that it fits on, the one with the
-	// most free memory if there are several, and spreads one that fits on none.
-	PlaceAuto PlacementKind = iota
-	// PlaceNodes uses the nodes of Placement.Nodes.
-	PlaceNodes
-	// PlaceInterleave spreads vCPUs over all nodes, and memory page by page.
-	PlaceInterleave
-)
-
-// Placement says on which nodes a guest runs and where its memory begins.
-type Placement struct {
-	Kind  PlacementKind
-	Nodes []numa.Node // PlaceNodes: one or more
-}
-
-// NUMA says where a guest runs and what becomes of its pages. The zero value is a
-// guest that is placed by itself and whose pages stay where they are.
-type NUMA struct {
-	Topology  *numa.Topology // the host's nodes; nil to read this host's
-	FakeNodes int            // split one node of it into so many; 0 for none
-	Placement Placement
-	Balance   balance.Config // what moves the pages of a guest on several nodes
-	Huge      memory.Huge
-
-	// Lenient has a guest on several nodes do with what the host can, with a
-	// warning, where it cannot have a KVM VM on each or its pages cannot move.
-	// Otherwise such a host is an error.
-	Lenient bool
-
-	// Plain makes one KVM VM for all nodes, as other monitors do, and
-	// HostBalancing leaves its pages to the kernel's numa_balancing. Both are
-	// there to be measured against.
-	Plain         bool
-	HostBalancing bool
-}
 
 // place is where a guest runs.
 type place struct {
