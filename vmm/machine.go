@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"disco/devices"
 	"disco/devices/pci"
@@ -46,6 +47,10 @@ type machine struct {
 	transports []*virtio.Transport
 	started    bool
 	over       chan ending
+
+	halting chan struct{} // closed when the machine is to end
+	halts   sync.Once
+	movers  sync.RWMutex // held by moves; close waits for them, and keeps it
 }
 
 // ending is what a machine ended with.
@@ -57,7 +62,7 @@ type ending struct {
 // build makes a machine for cfg, with the given devices on its PCI bus, and
 // loads the kernel. On error nothing is left behind.
 func build(sys *kvm.System, cfg *Config, p *place, k *image, out *devices.Output, functions []virtio.Device, log *slog.Logger) (_ *machine, err error) {
-	m := &machine{place: p, over: make(chan ending, 1)}
+	m := &machine{place: p, over: make(chan ending, 1), halting: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.close())
@@ -254,6 +259,7 @@ func (m *machine) reset() {
 
 // halt stops the vCPUs and waits until none runs.
 func (m *machine) halt() {
+	m.halts.Do(func() { close(m.halting) })
 	if !m.started {
 		return
 	}
@@ -269,6 +275,7 @@ func (m *machine) halt() {
 // close ends what is left of the machine, in the reverse order of building.
 func (m *machine) close() error {
 	m.halt()
+	m.movers.Lock()
 	var errs []error
 	for _, t := range m.transports {
 		errs = append(errs, t.Close())

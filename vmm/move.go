@@ -14,15 +14,24 @@ import (
 // errNoMachine is what comes of a guest that is between two power cycles or gone.
 var errNoMachine = errors.New("the guest does not run")
 
+// moving is the current machine, which is not closed until done is called.
+func (g *Guest) moving() (m *machine, done func(), err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine == nil || !g.machine.movers.TryRLock() {
+		return nil, nil, errNoMachine
+	}
+	return g.machine, g.machine.movers.RUnlock, nil
+}
+
 // MoveVCPU makes vCPU id live on another of the nodes that a wide guest runs on,
 // while it runs. Its memory follows as the policy sees fit.
 func (g *Guest) MoveVCPU(id int, to numa.Node) error {
-	g.mu.Lock()
-	m := g.machine
-	g.mu.Unlock()
-	if m == nil {
-		return errNoMachine
+	m, done, err := g.moving()
+	if err != nil {
+		return err
 	}
+	defer done()
 	if id < 0 || id >= len(m.vcpus) {
 		return fmt.Errorf("there is no vCPU %d", id)
 	}
@@ -43,13 +52,14 @@ const chunk = 512
 // how many. When ctx ends, or an error comes, the vCPUs stay on the new node with
 // the memory that has followed. The guest's second-level page tables stay behind.
 func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of uint64)) error {
-	g.mu.Lock()
-	m := g.machine
-	g.mu.Unlock()
-	if m == nil {
-		return errNoMachine
+	m, moved, err := g.moving()
+	if err != nil {
+		return err
 	}
+	defer moved()
+	g.mu.Lock()
 	p := m.place
+	g.mu.Unlock()
 	switch {
 	case len(p.nodes) > 1:
 		return fmt.Errorf("move to node %d: the guest runs on nodes %s; move its vCPUs one by one", to, list(p.nodes))
@@ -74,8 +84,12 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 	var done uint64
 	for _, r := range m.space.RAM() {
 		for at := r.Start; at < r.End(); at += chunk * arena.PageSize {
-			if err := ctx.Err(); err != nil {
-				return err
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-m.halting:
+				return errNoMachine
+			default:
 			}
 			n := min(chunk, int((r.End()-at)/arena.PageSize))
 			if _, err := m.space.Migrate(memory.PPN(at/arena.PageSize), n, to); err != nil && !errors.Is(err, memory.ErrBusy) {
