@@ -3,6 +3,7 @@ package locality
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 )
 
@@ -56,4 +57,31 @@ func (b *balancing) write(value string) error {
 		return fmt.Errorf("the host's numa_balancing: %w; run this as root", err)
 	}
 	return nil
+}
+
+// hostActs is what the host kernel's numa_balancing did since it was booted, for all
+// processes: pages moved, and faults taken to find out who uses them.
+func hostActs() Counters {
+	text, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return Counters{} // the table then says that it did nothing known
+	}
+	return parseHostActs(string(text))
+}
+
+func parseHostActs(vmstat string) (c Counters) {
+	for line := range strings.Lines(vmstat) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		n, err := strconv.ParseUint(value, 10, 64)
+		if err != nil {
+			continue
+		}
+		switch name {
+		case "numa_pages_migrated":
+			c.Migrated, c.Copied = n, n*pageSize
+		case "numa_hint_faults":
+			c.Faults, c.Sampling = n, n
+		}
+	}
+	return c
 }

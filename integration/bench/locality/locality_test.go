@@ -319,7 +319,7 @@ func TestCheckUntreated(t *testing.T) {
 	if err := r.CheckUntreated(); err == nil || !strings.Contains(err.Error(), "should have been about 1/4") {
 		t.Errorf("got %v", err)
 	}
-	r.Runs[0].Workload, r.Runs[1].Workload = "moving", "moving"
+	r.Runs[0].Workload, r.Runs[1].Policy = "moving", Interleave
 	if err := r.CheckUntreated(); err != nil {
 		t.Error(err)
 	}
@@ -450,6 +450,13 @@ func TestBalancing(t *testing.T) {
 	}
 	if err := b.set(true); err == nil {
 		t.Error("autonuma without numa_balancing")
+	}
+}
+
+func TestHostActs(t *testing.T) {
+	got := parseHostActs("nr_free_pages 9\nnuma_hint_faults 7\nnuma_pages_migrated 3\nnuma_x\n")
+	if want := (Counters{Migrated: 3, Copied: 3 * 4096, Faults: 7, Sampling: 7}); got != want {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -113,9 +113,13 @@ func (b *benchmark) serve(g *machine, p Policy, workloads []string, thin bool) (
 			}
 		}
 		to := b.o.Nodes[len(b.o.Nodes)-1]
+		before := hostActs()
 		run, err := drive(g.conn, g, g.ram, b.o.Topology.Nodes(), plan, to, tell)
 		if run != nil {
 			run.Policy = p
+			if p == AutoNUMA {
+				run.Did = run.Did.plus(hostActs().Less(before))
+			}
 			runs = append(runs, run)
 		}
 		if err != nil {
