@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -65,12 +66,9 @@ func start(ctx context.Context, o *Options, p Policy, thin bool) (_ *machine, er
 		defer close(m.ended)
 		m.end, m.failed = m.Run(m.ctx)
 	}()
-	if err := m.accept(ctx, l, o.BootTimeout); err != nil {
-		return nil, err
-	}
-	h, err := m.conn.Hello()
+	h, err := m.accept(ctx, l, o.BootTimeout)
 	if err != nil {
-		return nil, m.why(err)
+		return nil, err
 	}
 	if h.CPUs != cfg.CPUs {
 		return nil, fmt.Errorf("the guest found %d of its %d CPUs", h.CPUs, cfg.CPUs)
@@ -78,10 +76,12 @@ func start(ctx context.Context, o *Options, p Policy, thin bool) (_ *machine, er
 	return m, m.checkPlace(thin)
 }
 
-// accept waits for the guest to connect.
-func (m *machine) accept(ctx context.Context, l *net.UnixListener, timeout time.Duration) error {
-	if err := l.SetDeadline(time.Now().Add(timeout)); err != nil {
-		return err
+// accept waits for the guest to connect and to say hello. A guest that is slow to see
+// its connection accepted gives it up and makes another.
+func (m *machine) accept(ctx context.Context, l *net.UnixListener, timeout time.Duration) (workload.Hello, error) {
+	deadline := time.Now().Add(timeout)
+	if err := l.SetDeadline(deadline); err != nil {
+		return workload.Hello{}, err
 	}
 	came := make(chan struct{})
 	defer close(came)
@@ -93,26 +93,39 @@ func (m *machine) accept(ctx context.Context, l *net.UnixListener, timeout time.
 		}
 		l.Close()
 	}()
-	c, err := l.Accept()
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("the guest did not come up in %v", timeout)
-	case err != nil:
-		return m.why(err)
+	for {
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return workload.Hello{}, context.Cause(ctx)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return workload.Hello{}, fmt.Errorf("the guest did not come up in %v", timeout)
+		case err != nil:
+			return workload.Hello{}, m.why(err)
+		}
+		m.adopt(ctx, c)
+		h, err := m.conn.Hello()
+		if err == nil {
+			return h, nil
+		}
+		c.Close()
+		if !errors.Is(err, io.EOF) || time.Now().After(deadline) {
+			return h, m.why(err)
+		}
 	}
-	m.stream = c
+}
+
+// adopt speaks to the guest over c. A guest that is gone, or a person who has had
+// enough, ends all waiting.
+func (m *machine) adopt(ctx context.Context, c net.Conn) {
+	m.stream, m.conn = c, workload.NewConn(patient{c})
 	go func() {
-		// A guest that is gone, or a person who has had enough, ends all waiting.
 		select {
 		case <-m.ended:
 		case <-ctx.Done():
 		}
 		c.Close()
 	}()
-	m.conn = workload.NewConn(patient{c})
-	return nil
 }
 
 // why is err, or what the guest's end says better.

@@ -69,6 +69,10 @@ func connect() (*os.File, error) {
 		if fd, err = unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return nil, fmt.Errorf("vsock: %w", err)
 		}
+		// The kernel's own two seconds may pass before the host has been heard.
+		if err = unix.SetsockoptTimeval(fd, unix.AF_VSOCK, unix.SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD, &unix.Timeval{Sec: 30}); err != nil {
+			return nil, fmt.Errorf("vsock: %w", err)
+		}
 		if err = unix.Connect(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_HOST, Port: workload.Port}); err == nil {
 			return os.NewFile(uintptr(fd), "host"), nil
 		}
