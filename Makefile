@@ -51,11 +51,11 @@ test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
 	@scripts/ring kvm-race go test -race -v -run '^TestKVM' -count=1 $(call packages_with,TestKVM)
 
 .PHONY: test-lab
-test-lab: build guest stress lab ## tests with Linux guests, inside the lab
+test-lab: build guest lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@scripts/ring lab-outside timeout -k 20 300 env CGO_ENABLED=0 go test -v -count=1 -run '^TestLab' ./integration/lab
 	@scripts/ring lab scripts/lab-tests build/test/lab.test '^TestLab' '^TestLabNodes' --nodes 1 --cpus 2 $(ARGS)
-	@scripts/ring lab-nodes scripts/lab-tests build/test/lab.test '^TestLabNodes' '' --steady --nodes 2 --cpus 2 $(ARGS)
+	@scripts/ring lab-nodes scripts/lab-tests build/test/lab.test '^TestLabNodes' '^TestLabNodesStress' --steady --nodes 2 --cpus 2 $(ARGS)
 
 .PHONY: bench-boot
 bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, in the lab
@@ -105,7 +105,7 @@ stress: guest ## fetch stress-ng and build an initrd with it
 build/guest/stress.img: build/guest/stress build/guest/initrd.img
 	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/init -busybox build/guest/busybox -modules build/guest/modules -add stress=build/guest/stress
 
-# Long runs of what the lab ring does for seconds.
+# Too long for the lab ring.
 .PHONY: soak-nodes
 soak-nodes: build stress lab ## stress-ng for 3 minutes on two nodes while pages move far too eagerly
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration

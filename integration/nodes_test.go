@@ -58,7 +58,7 @@ func TestLabNodes(t *testing.T) {
 
 // TestLabNodesStress has stress-ng check what it writes to memory on two nodes while
 // pages are moved and copied: for DISCO_STRESS seconds on four vCPUs, all the time,
-// or else for a moment.
+// or else for a moment. It is not of the lab ring: make soak-nodes runs it.
 func TestLabNodesStress(t *testing.T) {
 	seconds, cpus, policy := os.Getenv("DISCO_STRESS"), "4", eager
 	if seconds == "" {

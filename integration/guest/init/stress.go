@@ -26,9 +26,15 @@ func tryStress(arg string) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return errors.New("this initrd has no stress-ng: make soak-nodes builds one")
 	}
-	if err != nil || strings.Contains(text, "fail:") {
-		lines := strings.Split(strings.TrimSpace(text), "\n")
-		return fmt.Errorf("stress-ng: %v: %s", err, oneLine(errors.New(lines[max(0, len(lines)-1)])))
+	// It has failed if it says so in any line, whatever its exit code.
+	var failed []string
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "fail:") || strings.Contains(line, "error:") {
+			failed = append(failed, strings.TrimSpace(line))
+		}
+	}
+	if err != nil || failed != nil {
+		return fmt.Errorf("stress-ng: %v: %s", err, strings.Join(failed, "; "))
 	}
 	say("stress-seconds=%d", d/time.Second)
 	return nil
