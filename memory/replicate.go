@@ -22,14 +22,12 @@ func (s *Space) Replicate(p PPN, n int, on numa.Node) (done int, err error) {
 		err = s.run(p, n)
 	}
 	pinned := 0
-	for n > 0 && err == nil {
-		m := chunk(p, n)
-		s.block(p).mu.Lock()
-		var d, held int
-		d, held, err = v.replicate(p, m)
-		s.unlock(p)
-		done, pinned = done+d, pinned+held
-		p, n = p+PPN(m), n-m
+	if err == nil {
+		err = s.eachBlock(p, n, func(p PPN, n int) error {
+			d, held, err := v.replicate(p, n)
+			done, pinned = done+d, pinned+held
+			return err
+		})
 	}
 	s.counters.replicated.Add(uint64(done))
 	if err != nil {
@@ -124,15 +122,14 @@ func (v *View) local(p PPN, n int) error {
 // counts them.
 func (s *Space) Collapse(p PPN, n int) (done int, err error) {
 	err = s.tracked(p, n)
-	for n > 0 && err == nil {
-		m := chunk(p, n)
-		s.block(p).mu.Lock()
-		var d int
-		d, err = s.collapse(p, m)
-		s.unlock(p)
-		done += d
-		p, n = p+PPN(m), n-m
+	if err != nil {
+		return 0, err
 	}
+	err = s.eachBlock(p, n, func(p PPN, n int) error {
+		d, err := s.collapse(p, n)
+		done += d
+		return err
+	})
 	return done, err
 }
 

@@ -36,14 +36,10 @@ func (s *Space) Watch(p PPN, n int, on numa.Node) error {
 	if err == nil {
 		err = s.run(p, n)
 	}
-	for n > 0 && err == nil {
-		m := chunk(p, n)
-		s.block(p).mu.Lock()
-		err = v.watch(p, m)
-		s.unlock(p)
-		p, n = p+PPN(m), n-m
+	if err != nil {
+		return err
 	}
-	return err
+	return s.eachBlock(p, n, v.watch)
 }
 
 func (v *View) watch(p PPN, n int) error {
@@ -86,14 +82,10 @@ func (s *Space) Unwatch(p PPN, n int, on numa.Node) error {
 // Home are left out.
 func (s *Space) Guard(p PPN, n int) error {
 	err := s.tracked(p, n)
-	for n > 0 && err == nil {
-		m := chunk(p, n)
-		s.block(p).mu.Lock()
-		err = s.guard(p, m)
-		s.unlock(p)
-		p, n = p+PPN(m), n-m
+	if err != nil {
+		return err
 	}
-	return err
+	return s.eachBlock(p, n, s.guard)
 }
 
 func (s *Space) guard(p PPN, n int) error {
@@ -147,14 +139,10 @@ func (s *Space) protect(p PPN, n int, except *View) error {
 // Unguard makes the Guarded among n pages from p Private.
 func (s *Space) Unguard(p PPN, n int) error {
 	err := s.tracked(p, n)
-	for n > 0 && err == nil {
-		m := chunk(p, n)
-		s.block(p).mu.Lock()
-		err = s.unguardRun(p, m)
-		s.unlock(p)
-		p, n = p+PPN(m), n-m
+	if err != nil {
+		return err
 	}
-	return err
+	return s.eachBlock(p, n, s.unguardRun)
 }
 
 func (s *Space) unguardRun(p PPN, n int) error {

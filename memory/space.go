@@ -318,12 +318,6 @@ func (s *Space) run(p PPN, n int) error {
 	return ErrNotRAM
 }
 
-// InRAM says whether there is RAM at a.
-func (s *Space) InRAM(a GPA) bool {
-	_, err := s.bytes(a, 1)
-	return err == nil
-}
-
 // ReadAt fills p from guest memory at a. It returns ErrNotRAM, and reads
 // nothing, if any byte lies outside RAM.
 func (s *Space) ReadAt(p []byte, a GPA) error {

@@ -57,6 +57,22 @@ func (s *Space) block(p PPN) *block { return &s.blocks[p/blockPages] }
 // chunk is how many of n pages from p are in p's block.
 func chunk(p PPN, n int) int { return min(n, int(blockPages-p%blockPages)) }
 
+// eachBlock calls act for the part of n pages from p in each block, with the
+// block's lock held, until it fails.
+func (s *Space) eachBlock(p PPN, n int, act func(PPN, int) error) error {
+	for n > 0 {
+		m := chunk(p, n)
+		s.block(p).mu.Lock()
+		err := act(p, m)
+		s.unlock(p)
+		if err != nil {
+			return err
+		}
+		p, n = p+PPN(m), n-m
+	}
+	return nil
+}
+
 // tryLock locks the block of p for who answers a fault of View v there. If it
 // is false, whoever has the lock will wake the thread.
 func (s *Space) tryLock(p PPN, v *View) bool {
