@@ -20,6 +20,15 @@ import (
 // Node is the number of a NUMA node, as the kernel counts. Numbers may have gaps.
 type Node int
 
+// FormatNodes writes nodes for a person and for a command line: "0,1,5".
+func FormatNodes(nodes []Node) string {
+	words := make([]string, len(nodes))
+	for i, n := range nodes {
+		words[i] = fmt.Sprint(int(n))
+	}
+	return strings.Join(words, ",")
+}
+
 // CPU is the number of a logical CPU, as the kernel counts.
 type CPU int
 

@@ -26,16 +26,16 @@ const (
 )
 
 // machine is one power cycle of a guest: a KVM VM for each node that it runs on,
-// its memory, its vCPUs and the devices on its buses. A reboot closes it and builds another around the
-// same backends, so that nothing of the old one can leak into the new.
+// its memory, its vCPUs and the devices on its buses. A reboot closes it and
+// builds another around the same backends, so that nothing of the old one can
+// leak into the new.
 //
 // It is built paused. The first thing that ends it is sent to over, once; the
 // vCPUs are told to stop in the same moment, on whatever thread that is, and
 // close waits for them.
 type machine struct {
 	place      *place
-	vms        []*kvm.VM // one for each View
-	views      []*memory.View
+	vms        []*kvm.VM // each by a View of its own
 	space      *memory.Space
 	balance    *balance.Daemon // or nil
 	set        *vcpu.Set
@@ -68,10 +68,11 @@ func build(sys *kvm.System, cfg *Config, p *place, k *image, out *devices.Output
 			err = errors.Join(err, m.close())
 		}
 	}()
-	if err := m.openMemory(cfg, boot.RAM(cfg.Memory)); err != nil {
+	views, err := m.openMemory(cfg, boot.RAM(cfg.Memory))
+	if err != nil {
 		return nil, err
 	}
-	for _, v := range m.views {
+	for _, v := range views {
 		if err := m.createVM(sys, v); err != nil {
 			return nil, err
 		}

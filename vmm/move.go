@@ -40,7 +40,7 @@ func (g *Guest) MoveVCPU(id int, to numa.Node) error {
 			return m.set.Move(id, i)
 		}
 	}
-	return fmt.Errorf("vCPU %d: the guest runs on %s and not on node %d", id, list(m.place.nodes), to)
+	return fmt.Errorf("vCPU %d: the guest runs on %s and not on node %d", id, numa.FormatNodes(m.place.nodes), to)
 }
 
 // chunk is the memory that Move moves before it looks whether it may go on, in
@@ -62,9 +62,9 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 	g.mu.Unlock()
 	switch {
 	case len(p.nodes) > 1:
-		return fmt.Errorf("move to node %d: the guest runs on nodes %s; move its vCPUs one by one", to, list(p.nodes))
+		return fmt.Errorf("move to node %d: the guest runs on nodes %s; move its vCPUs one by one", to, numa.FormatNodes(p.nodes))
 	case !p.topology.Has(to) || len(p.topology.CPUs(to)) == 0:
-		return fmt.Errorf("move to node %d: no such node has CPUs; there are %s", to, list(roomy(p.topology)))
+		return fmt.Errorf("move to node %d: no such node has CPUs; there are %s", to, numa.FormatNodes(roomy(p.topology)))
 	}
 	free, err := p.topology.ReadMemory(os.DirFS("/"), to)
 	if err == nil && free.Available < m.space.Size() {

@@ -51,7 +51,7 @@ func settle(cfg *Config, sys *kvm.System, log *slog.Logger) (*place, error) {
 	}
 	if err := canSpan(sys); err != nil {
 		if !n.Lenient {
-			return nil, &HostError{fmt.Errorf("a guest on nodes %s: %w", list(p.nodes), err)}
+			return nil, &HostError{fmt.Errorf("a guest on nodes %s: %w", numa.FormatNodes(p.nodes), err)}
 		}
 		log.Warn("the guest's nodes share one KVM VM, and its pages stay where they are", "reason", err)
 		n.Plain, n.Balance.Policy = true, balance.Off
@@ -80,7 +80,7 @@ func canSpan(sys *kvm.System) error {
 }
 
 // openMemory makes the guest's memory and a View for each of its KVM VMs.
-func (m *machine) openMemory(cfg *Config, ram []memory.Range) error {
+func (m *machine) openMemory(cfg *Config, ram []memory.Range) ([]*memory.View, error) {
 	n, p := &cfg.NUMA, m.place
 	o := memory.Options{Name: "disco-" + cfg.Name, RAM: ram, Huge: n.Huge}
 	if p.pin || len(p.nodes) > 1 {
@@ -88,28 +88,28 @@ func (m *machine) openMemory(cfg *Config, ram []memory.Range) error {
 		o.Tracked = n.Balance.Policy != balance.Off
 		o.HostBalancing = n.HostBalancing
 	}
-	views := 1
+	views := make([]*memory.View, 1)
 	if n.wide(p) {
-		views = len(p.nodes)
+		views = make([]*memory.View, len(p.nodes))
 	}
 	// Threads of vCPUs, relays too, and of the memory keep a processor of Go's for
 	// up to 10 ms while they are in the kernel; workers must not wait for that.
-	if n := runtime.NumCPU() + (cfg.CPUs+3)*views; runtime.GOMAXPROCS(0) < n {
+	if n := runtime.NumCPU() + (cfg.CPUs+3)*len(views); runtime.GOMAXPROCS(0) < n {
 		runtime.GOMAXPROCS(n)
 	}
 	var err error
 	if m.space, err = memory.Open(o); err != nil {
-		return err
+		return nil, err
 	}
 	for i := range views {
 		if i > 0 && !o.Tracked {
 			if _, err := m.space.NewView(); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		m.views = append(m.views, m.space.View(i))
+		views[i] = m.space.View(i)
 	}
-	return nil
+	return views, nil
 }
 
 // setOptions are those of the guest's vCPUs.

@@ -67,17 +67,17 @@ func checkNodes(t *numa.Topology, nodes []numa.Node, size uint64) error {
 	for i, n := range nodes {
 		switch {
 		case !t.Has(n):
-			return fmt.Errorf("placement: there is no node %d; this host has %s", n, list(t.Nodes()))
+			return fmt.Errorf("placement: there is no node %d; this host has %s", n, numa.FormatNodes(t.Nodes()))
 		case slices.Contains(nodes[:i], n):
 			return fmt.Errorf("placement: node %d is given twice", n)
 		case len(t.CPUs(n)) == 0:
-			return fmt.Errorf("placement: node %d has no CPUs that are online; nodes with CPUs are %s", n, list(roomy(t)))
+			return fmt.Errorf("placement: node %d has no CPUs that are online; nodes with CPUs are %s", n, numa.FormatNodes(roomy(t)))
 		}
 		total += t.Memory(n).Total
 	}
 	if size > total {
 		return fmt.Errorf("placement: the guest's memory is %s, and node%s %s %s %s; give it less, or more nodes",
-			FormatSize(size), plural(len(nodes), "", "s"), list(nodes), plural(len(nodes), "has", "have"), FormatSize(total&^(1<<20-1)))
+			FormatSize(size), plural(len(nodes), "", "s"), numa.FormatNodes(nodes), plural(len(nodes), "has", "have"), FormatSize(total&^(1<<20-1)))
 	}
 	return nil
 }
@@ -87,17 +87,6 @@ func plural(n int, one, many string) string {
 		return one
 	}
 	return many
-}
-
-func list(nodes []numa.Node) string {
-	s := ""
-	for i, n := range nodes {
-		if i > 0 {
-			s += ","
-		}
-		s += fmt.Sprint(int(n))
-	}
-	return s
 }
 
 // fit is the node that the guest fits on, or the fewest that hold it, those with

@@ -135,11 +135,7 @@ func formatPlacement(p vmm.Placement) string {
 	case vmm.PlaceInterleave:
 		return "interleave"
 	case vmm.PlaceNodes:
-		words := make([]string, len(p.Nodes))
-		for i, n := range p.Nodes {
-			words[i] = strconv.Itoa(int(n))
-		}
-		return "nodes=" + strings.Join(words, ",")
+		return "nodes=" + numa.FormatNodes(p.Nodes)
 	}
 	return "auto"
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"disco/integration/guest/workload"
@@ -112,9 +111,9 @@ func (o *Options) checkNodes(bad func(string, ...any)) bool {
 	for i, n := range o.Nodes {
 		switch {
 		case !t.Has(n):
-			bad("node %d: there is none; this machine has nodes %s", n, join(usable))
+			bad("node %d: there is none; this machine has nodes %s", n, numa.FormatNodes(usable))
 		case !slices.Contains(usable, n):
-			bad("node %d: it has no CPUs or no memory; use from %s", n, join(usable))
+			bad("node %d: it has no CPUs or no memory; use from %s", n, numa.FormatNodes(usable))
 		case slices.Contains(o.Nodes[:i], n):
 			bad("node %d: it is named twice", n)
 		default:
@@ -129,7 +128,7 @@ func (o *Options) checkNodes(bad func(string, ...any)) bool {
 		bad("one node: nothing is remote on this machine; --fake-nodes 2 splits it, to try the mechanism, and `disco lab -- disco bench numa` emulates a machine with two")
 		return false
 	case len(o.Nodes) < 2:
-		bad("one node: nothing is remote; use two or more of %s", join(usable))
+		bad("one node: nothing is remote; use two or more of %s", numa.FormatNodes(usable))
 		return false
 	case len(o.Nodes) > 16:
 		bad("%d nodes: use at most 16", len(o.Nodes))
@@ -146,14 +145,6 @@ func (o *Options) checkNodes(bad func(string, ...any)) bool {
 		return false
 	}
 	return true
-}
-
-func join(nodes []numa.Node) string {
-	s := make([]string, len(nodes))
-	for i, n := range nodes {
-		s[i] = fmt.Sprint(int(n))
-	}
-	return strings.Join(s, ",")
 }
 
 // checkMemory completes and checks Memory.
