@@ -44,28 +44,36 @@ func wideBirth(t *testing.T, most int) {
 func TestKVMWideBirthManyTimes(t *testing.T) {
 	for i := range 200 {
 		r := newWideRig(t, 2, []int{0, 1}, "birth", fmt.Sprintf("gap=%d", i%5))
-		over := make(chan struct{})
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			for {
-				select {
-				case <-over:
-					return
-				case <-time.After(time.Duration(i) * time.Microsecond):
-					r.set.Threads(0)
-					for _, v := range r.vcpus {
-						v.Kick()
-					}
-				}
+		r.bornWhile(i, "birth: 1 times up\n", time.Duration(i)*time.Microsecond, func(int) {
+			r.set.Threads(0)
+			for _, v := range r.vcpus {
+				v.Kick()
 			}
 		})
-		r.powerOff()
-		close(over)
-		wg.Wait()
-		r.expect("birth: 1 times up\n")
-		if t.Failed() {
-			t.Fatalf("in the %d. machine", i+1)
+	}
+}
+
+// bornWhile runs the i-th machine to its end, and does act over and over.
+func (r *wideRig) bornWhile(i int, want string, pause time.Duration, act func(n int)) {
+	r.t.Helper()
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := 0; ; n++ {
+			act(n)
+			select {
+			case <-over:
+				return
+			case <-time.After(pause):
+			}
 		}
+	})
+	r.powerOff()
+	close(over)
+	wg.Wait()
+	r.expect(want)
+	if r.t.Failed() {
+		r.t.Fatalf("in the %d. machine", i+1)
 	}
 }
 
@@ -73,27 +81,10 @@ func TestKVMWideBirthManyTimes(t *testing.T) {
 func TestKVMWideMoveWhileStarting(t *testing.T) {
 	for i := range 20 {
 		r := newWideRig(t, 3, []int{0, 1, 2, 0}, "birth", fmt.Sprintf("cpus=4 rounds=3 gap=%d", i%5))
-		over := make(chan struct{})
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			for n := 0; ; n++ {
-				select {
-				case <-over:
-					return
-				default:
-				}
-				// ErrBusy, and that the guest has ended, are as good as a move.
-				_ = r.set.Move(n%4, (n+i)%3)
-				time.Sleep(time.Millisecond)
-			}
+		r.bornWhile(i, "birth: 9 times up\n", time.Millisecond, func(n int) {
+			// ErrBusy, and that the guest has ended, are as good as a move.
+			_ = r.set.Move(n%4, (n+i)%3)
 		})
-		r.powerOff()
-		close(over)
-		wg.Wait()
-		r.expect("birth: 9 times up\n")
-		if t.Failed() {
-			t.Fatalf("in the %d. machine", i+1)
-		}
 	}
 }
 

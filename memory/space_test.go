@@ -15,15 +15,19 @@ func holed(t testing.TB) *Space {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if n := s.Pins(); n != 0 {
-			t.Errorf("%d pins are left", n)
-		}
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { closes(t, s) })
 	return s
+}
+
+// closes takes a Space down, with which nothing may be pinned.
+func closes(t testing.TB, s *Space) {
+	t.Helper()
+	if n := s.Pins(); n != 0 {
+		t.Errorf("%d pins are left", n)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 var ranges = []struct {

@@ -52,12 +52,7 @@ func opened(t testing.TB, o Options) *Space {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if n := s.Pins(); n != 0 {
-			t.Errorf("%d pins are left", n)
-		}
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
+		closes(t, s)
 		if n := arena.VMAs.Used(); n != vmas {
 			t.Errorf("%d mappings were taken from the budget and not given back", n-vmas)
 		}

@@ -16,10 +16,10 @@ import (
 
 const testRelayBase = 0xfef0_0000
 
-// build makes a set of vCPUs with the given homes on n KVM VMs that share
-// memory, with code at 0x1000 for vCPU 0 to run in 32-bit protected mode.
-func build(t *testing.T, n int, homes []int, o SetOptions, code ...byte) (*Set, []*kvm.VM) {
+// machines makes n KVM VMs that share memory, with code at 0x1000.
+func machines(t *testing.T, n int, code []byte) (*kvm.System, []*kvm.VM) {
 	t.Helper()
+	var vms []*kvm.VM
 	sys, err := kvm.Open("/dev/kvm")
 	if err != nil {
 		t.Fatal(err)
@@ -49,8 +49,17 @@ func build(t *testing.T, n int, homes []int, o SetOptions, code ...byte) (*Set, 
 		if err := vm.SetMemory(0, 0, view.Bytes()); err != nil {
 			t.Fatal(err)
 		}
-		o.VMs = append(o.VMs, vm)
+		vms = append(vms, vm)
 	}
+	return sys, vms
+}
+
+// build makes a set of vCPUs with the given homes on n KVM VMs that share
+// memory, with code at 0x1000 for vCPU 0 to run in 32-bit protected mode.
+func build(t *testing.T, n int, homes []int, o SetOptions, code ...byte) (*Set, []*kvm.VM) {
+	t.Helper()
+	sys, vms := machines(t, n, code)
+	o.VMs = vms
 	cpuid, err := sys.SupportedCPUID()
 	if err != nil {
 		t.Fatal(err)

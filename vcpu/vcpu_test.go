@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"disco/memory"
 	"disco/vcpu/kvm"
 )
 
@@ -23,35 +22,8 @@ func (ports) MMIO(uint64, bool, []byte) error { return nil }
 // start runs code at 0x1000 in 32-bit protected mode on one vCPU.
 func start(t *testing.T, h Handler, code ...byte) *VCPU {
 	t.Helper()
-	sys, err := kvm.Open("/dev/kvm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { sys.Close() })
-	space, err := memory.New("test", []memory.Range{{Start: 0, Size: 1 << 20}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { space.Close() })
-	view, err := space.NewView()
-	if err != nil {
-		t.Fatal(err)
-	}
-	vm, err := sys.CreateVM()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { vm.Close() })
-	if err := vm.SplitIRQChip(); err != nil {
-		t.Fatal(err)
-	}
-	if err := vm.SetMemory(0, 0, view.Bytes()); err != nil {
-		t.Fatal(err)
-	}
-	if err := space.WriteAt(code, 0x1000); err != nil {
-		t.Fatal(err)
-	}
-	c, err := vm.CreateVCPU(0)
+	sys, vms := machines(t, 1, code)
+	c, err := vms[0].CreateVCPU(0)
 	if err != nil {
 		t.Fatal(err)
 	}
