@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -198,18 +197,6 @@ func positiveTime(s string) (time.Duration, error) {
 		err = errors.New("use a positive one")
 	}
 	return d, err
-}
-
-func parseNodes(s string) ([]numa.Node, error) {
-	var nodes []numa.Node
-	for word := range strings.SplitSeq(s, ",") {
-		n, err := strconv.ParseUint(word, 10, 16)
-		if err != nil {
-			return nil, errors.New("not a list of nodes; write one like 0,1")
-		}
-		nodes = append(nodes, numa.Node(n))
-	}
-	return nodes, nil
 }
 
 func parsePages(s string) (huge bool, err error) {

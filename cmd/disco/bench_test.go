@@ -71,7 +71,7 @@ func TestBenchNUMABadInput(t *testing.T) {
 		code int
 		says []string // a part of each line
 	}{
-		{"--nodes x", nil, 2, []string{"--nodes x: not a list of nodes; write one like 0,1"}},
+		{"--nodes x", nil, 2, []string{"--nodes x: \"x\" is no node's number; write a list like 0,1"}},
 		{"--nodes 0,2", nil, 2, []string{"node 2: there is none; this machine has nodes 0,1"}},
 		{"--nodes 0,0", nil, 2, []string{"node 0: it is named twice"}},
 		{"--nodes 1", nil, 2, []string{"one node: nothing is remote; use two or more of 0,1"}},

@@ -116,18 +116,27 @@ func parsePlacement(s string) (vmm.Placement, error) {
 	if key != "node" && key != "nodes" {
 		return vmm.Placement{}, errors.New("there are auto, interleave, node=N and nodes=N,M")
 	}
-	p := vmm.Placement{Kind: vmm.PlaceNodes}
-	for _, w := range strings.Split(value, ",") {
-		n, err := strconv.Atoi(w)
-		if err != nil || n < 0 {
-			return vmm.Placement{}, fmt.Errorf("%q is no node's number", w)
-		}
-		p.Nodes = append(p.Nodes, numa.Node(n))
+	nodes, err := parseNodes(value)
+	if err != nil {
+		return vmm.Placement{}, err
 	}
+	p := vmm.Placement{Kind: vmm.PlaceNodes, Nodes: nodes}
 	if key == "node" && len(p.Nodes) > 1 {
 		return vmm.Placement{}, errors.New("that is more than one node; write nodes=" + value)
 	}
 	return p, nil
+}
+
+func parseNodes(s string) ([]numa.Node, error) {
+	var nodes []numa.Node
+	for word := range strings.SplitSeq(s, ",") {
+		n, err := strconv.ParseUint(word, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no node's number; write a list like 0,1", word)
+		}
+		nodes = append(nodes, numa.Node(n))
+	}
+	return nodes, nil
 }
 
 func formatPlacement(p vmm.Placement) string {
