@@ -297,6 +297,10 @@ func (s *Space) Size() uint64 {
 	return n
 }
 
+// Resident is how much of its own the guest's memory has, in bytes: what it has
+// touched, less what it shares.
+func (s *Space) Resident() uint64 { return s.home.Resident() }
+
 func (s *Space) bytes(a GPA, n int) ([]byte, error) {
 	for _, r := range s.ram {
 		if a >= r.Start && a < r.End() && n >= 0 && uint64(n) <= uint64(r.End()-a) {

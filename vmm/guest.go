@@ -1,13 +1,15 @@
 // Package vmm composes a guest from its parts and owns its lifetime.
 //
-// A [Guest] holds what outlives a reboot: open images, network stacks, the
-// console's ends. A machine is one power cycle: KVM VM, memory, vCPUs, buses.
-// A Guest is built paused by [New]; [Guest.Run] lets it run until it powers
-// off, crashes, is killed or times out, and builds a new machine each time it
-// restarts.
+// A [Monitor] holds what the guests of a process share. A [Guest] holds what
+// outlives a reboot: open images, network stacks, the console's ends. A machine is
+// one power cycle: KVM VM, memory, vCPUs, buses. A Guest is built paused by
+// [Monitor.New], or by [New] in a Monitor of its own; [Guest.Run] lets it run until
+// it powers off, crashes, is killed or times out, and builds a new machine each
+// time it restarts.
 //
-// Locks: Guest.mu guards only which machine is current. It is never held while
-// a vCPU or a device worker is waited for.
+// Locks: Monitor.mu guards which guests there are and where, and comes before
+// Guest.mu, which guards only which machine is current. Neither is held while a
+// vCPU or a device worker is waited for.
 //
 // Not done here: ring layouts and request formats (package virtio and below),
 // KVM's ioctls (vcpu/kvm), what to boot by default (cmd/disco).
@@ -21,7 +23,6 @@ import (
 	"time"
 
 	"disco/devices"
-	"disco/vcpu/kvm"
 )
 
 // KVMPath is the device that guests run on.
@@ -33,7 +34,9 @@ const KVMPath = "/dev/kvm"
 type Guest struct {
 	cfg      Config
 	log      *slog.Logger
-	sys      *kvm.System
+	monitor  *Monitor
+	private  bool // the Monitor is this guest's alone
+	threads  int  // counted in the process's processors
 	image    *image
 	backends *backends
 	history  *history
@@ -50,52 +53,11 @@ type Guest struct {
 	closed  bool
 }
 
-// New checks cfg, opens all that it names and builds the guest, paused. A
-// *ConfigError lists everything that is wrong with cfg; a *HostError says what
-// this host lacks or forbids. The caller must Close the Guest.
-func New(cfg Config) (_ *Guest, err error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	if cfg.Grace == 0 {
-		cfg.Grace = DefaultGrace
-	}
-	log := cfg.Log
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	g := &Guest{cfg: cfg, log: log, history: &history{w: cfg.Stdout}, turn: make(chan struct{})}
-	g.clock.begin()
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, g.Close())
-		}
-	}()
-	if g.sys, err = kvm.Open(KVMPath); err != nil {
-		return nil, &HostError{err}
-	}
-	g.out = devices.NewOutput(g.history)
-	if g.place, err = settle(&g.cfg, g.sys, log); err != nil {
-		return nil, err
-	}
-	if g.image, err = openImage(&cfg); err != nil {
-		return nil, err
-	}
-	if g.backends, err = openBackends(&cfg, g.out, log); err != nil {
-		return nil, err
-	}
-	if g.machine, err = g.build(); err != nil {
-		return nil, err
-	}
-	g.clock.mark(&g.clock.built)
-	return g, nil
-}
-
 func (g *Guest) build() (*machine, error) {
 	g.mu.Lock()
 	p := g.place
 	g.mu.Unlock()
-	m, err := build(g.sys, &g.cfg, p, g.image, g.out, g.backends.devices, g.log)
+	m, err := build(g.monitor.sys, &g.cfg, p, g.image, g.out, g.backends.devices, g.log)
 	var bad *ConfigError
 	if err != nil && !errors.As(err, &bad) {
 		err = &HostError{err}
@@ -185,7 +147,7 @@ func (g *Guest) conclude(o Outcome) Outcome {
 	return o
 }
 
-// Close ends the guest if it runs, and frees all that New opened. Closing twice
+// Close ends the guest if it runs, and frees all that was opened for it. Closing twice
 // is harmless.
 func (g *Guest) Close() error {
 	g.mu.Lock()
@@ -206,13 +168,14 @@ func (g *Guest) Close() error {
 		errs = append(errs, g.backends.close())
 	}
 	if g.image != nil {
-		errs = append(errs, g.image.close())
+		errs = append(errs, g.image.put())
 	}
 	if g.out != nil {
 		g.out.Close()
 	}
-	if g.sys != nil {
-		errs = append(errs, g.sys.Close())
+	g.monitor.dismiss(g)
+	if g.private {
+		errs = append(errs, g.monitor.Close())
 	}
 	return errors.Join(errs...)
 }

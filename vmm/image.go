@@ -4,18 +4,84 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"disco/memory"
 	"disco/vmm/boot"
 )
 
-// image is what a guest boots, held open so that a restart finds what the start
-// found.
+// image is what guests boot, held open so that a restart finds what the start
+// found. Guests of the same files have one; it is immutable.
 type image struct {
 	kernel     *boot.Kernel
 	file       *os.File
 	initrd     *os.File
 	initrdSize int64
+
+	owner *images
+	key   imageKey
+	users int // under owner.mu
+}
+
+// images are those that are open. The zero value is ready.
+type images struct {
+	mu   sync.Mutex
+	open map[imageKey]*image
+}
+
+// imageKey tells images apart: files that changed are others.
+type imageKey struct {
+	kernel, initrd fileVersion
+	kaslr          bool
+}
+
+// fileVersion is a file and the state of its contents; zero for no file.
+type fileVersion struct {
+	dev, ino         uint64
+	size             int64
+	modified, change unix.Timespec
+}
+
+func versionOf(path string) fileVersion {
+	var st unix.Stat_t
+	if path == "" || unix.Stat(path, &st) != nil {
+		return fileVersion{}
+	}
+	return fileVersion{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
+}
+
+// get opens what cfg names, or finds it open. The caller must put it back.
+func (s *images) get(cfg *Config) (*image, error) {
+	key := imageKey{versionOf(cfg.Kernel), versionOf(cfg.Initrd), cfg.KASLR}
+	s.mu.Lock() // while it is unpacked, too: others may want the same
+	defer s.mu.Unlock()
+	i := s.open[key]
+	if i == nil {
+		var err error
+		if i, err = openImage(cfg); err != nil {
+			return nil, err
+		}
+		i.owner, i.key = s, key
+		if s.open == nil {
+			s.open = map[imageKey]*image{}
+		}
+		s.open[key] = i
+	}
+	i.users++
+	return i, nil
+}
+
+// put gives the image back. The last of its users closes it.
+func (i *image) put() error {
+	i.owner.mu.Lock()
+	defer i.owner.mu.Unlock()
+	if i.users--; i.users > 0 {
+		return nil
+	}
+	delete(i.owner.open, i.key)
+	return i.close()
 }
 
 // openImage opens what cfg names. What is wrong with the files is a

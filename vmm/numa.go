@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 
 	"disco/memory"
 	"disco/numa"
@@ -34,14 +33,15 @@ func (n *NUMA) topology() (*numa.Topology, error) {
 }
 
 // settle chooses the guest's nodes and makes sure that this host can run it on
-// them. With Lenient, cfg is changed to what the host can do.
-func settle(cfg *Config, sys *kvm.System, log *slog.Logger) (*place, error) {
+// them, which others were given parts of. With Lenient, cfg is changed to what the
+// host can do.
+func settle(cfg *Config, sys *kvm.System, given map[numa.Node]grant, log *slog.Logger) (*place, error) {
 	n := &cfg.NUMA
 	t, err := n.topology()
 	if err != nil {
 		return nil, err
 	}
-	p, err := placeGuest(n, t, cfg.CPUs, cfg.Memory)
+	p, err := placeGuest(n, t, given, cfg.CPUs, cfg.Memory)
 	if err != nil {
 		return nil, &ConfigError{[]error{err}}
 	}
@@ -91,11 +91,6 @@ func (m *machine) openMemory(cfg *Config, ram []memory.Range) ([]*memory.View, e
 	views := make([]*memory.View, 1)
 	if n.wide(p) {
 		views = make([]*memory.View, len(p.nodes))
-	}
-	// Threads of vCPUs, relays too, and of the memory keep a processor of Go's for
-	// up to 10 ms while they are in the kernel; workers must not wait for that.
-	if n := runtime.NumCPU() + (cfg.CPUs+3)*len(views); runtime.GOMAXPROCS(0) < n {
-		runtime.GOMAXPROCS(n)
 	}
 	var err error
 	if m.space, err = memory.Open(o); err != nil {

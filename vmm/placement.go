@@ -29,9 +29,9 @@ func roomy(t *numa.Topology) []numa.Node {
 	})
 }
 
-// placeGuest chooses the nodes of a guest with so many vCPUs and bytes of memory.
-// Its errors are about the Config.
-func placeGuest(n *NUMA, t *numa.Topology, cpus int, size uint64) (*place, error) {
+// placeGuest chooses the nodes of a guest with so many vCPUs and bytes of memory,
+// beside others that were given parts of them. Its errors are about the Config.
+func placeGuest(n *NUMA, t *numa.Topology, given map[numa.Node]grant, cpus int, size uint64) (*place, error) {
 	p := &place{topology: t, memory: memory.FirstTouch}
 	all := roomy(t)
 	if len(all) == 0 {
@@ -47,7 +47,7 @@ func placeGuest(n *NUMA, t *numa.Topology, cpus int, size uint64) (*place, error
 	case PlaceInterleave:
 		p.nodes, p.memory = all, memory.Interleaved
 	default:
-		p.nodes = fit(t, all, cpus, size)
+		p.nodes = fit(t, all, given, cpus, size)
 	}
 	if len(p.nodes) > cpus {
 		p.nodes = p.nodes[:cpus]
@@ -90,20 +90,34 @@ func plural(n int, one, many string) string {
 }
 
 // fit is the node that the guest fits on, or the fewest that hold it, those with
-// the most free memory first; all of them if it is too large even so.
-func fit(t *numa.Topology, all []numa.Node, cpus int, size uint64) []numa.Node {
-	byRoom := slices.Clone(all)
-	slices.SortStableFunc(byRoom, func(a, b numa.Node) int { return cmp.Compare(t.Memory(b).Available, t.Memory(a).Available) })
-	fits := func(n numa.Node) bool { return len(t.CPUs(n)) >= cpus && t.Memory(n).Available >= size }
-	if i := slices.IndexFunc(byRoom, fits); i >= 0 {
-		return byRoom[i : i+1]
+// the most free memory first; all of them if it is too large even so. Of several
+// nodes that it fits on it is the one whose CPUs have the fewest vCPUs so far.
+func fit(t *numa.Topology, all []numa.Node, given map[numa.Node]grant, cpus int, size uint64) []numa.Node {
+	free := func(n numa.Node) uint64 {
+		a := t.Memory(n).Available
+		return a - min(a, given[n].memory)
 	}
-	var free uint64
+	byRoom := slices.Clone(all)
+	slices.SortStableFunc(byRoom, func(a, b numa.Node) int { return cmp.Compare(free(b), free(a)) })
+	best := -1
+	for i, n := range byRoom {
+		if len(t.CPUs(n)) < cpus || free(n) < size {
+			continue
+		}
+		// Of two, a has fewer for each of its CPUs: a/A < b/B.
+		if best < 0 || given[n].cpus*len(t.CPUs(byRoom[best])) < given[byRoom[best]].cpus*len(t.CPUs(n)) {
+			best = i
+		}
+	}
+	if best >= 0 {
+		return byRoom[best : best+1]
+	}
+	var sum uint64
 	room := 0
 	for i, n := range byRoom {
-		free += t.Memory(n).Available
+		sum += free(n)
 		room += len(t.CPUs(n))
-		if free >= size && room >= cpus {
+		if sum >= size && room >= cpus {
 			all = byRoom[:i+1]
 			break
 		}

@@ -79,13 +79,38 @@ func TestPlaceGuest(t *testing.T) {
 		{"by the nodes' CPUs, none without any", odd, Placement{Kind: PlaceInterleave}, 4, 512, []numa.Node{0, 1}, []int{0, 0, 0, 1}, memory.Interleaved, true},
 		{"each node at least one", odd, Placement{Kind: PlaceInterleave}, 2, 512, []numa.Node{0, 1}, []int{0, 1}, memory.Interleaved, true},
 	} {
-		p, err := placeGuest(&NUMA{Placement: c.place}, c.host, c.cpus, c.mib*mib)
+		p, err := placeGuest(&NUMA{Placement: c.place}, c.host, nil, c.cpus, c.mib*mib)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
 		if !slices.Equal(p.nodes, c.nodes) || !slices.Equal(p.homes, c.homes) || p.memory != c.memory || p.pin != c.pin {
 			t.Errorf("%s: nodes %v, homes %v, memory %v, pinned %v", c.name, p.nodes, p.homes, p.memory, p.pin)
+		}
+	}
+}
+
+// TestPlaceBesideOthers: what other guests were given is not given again, and of
+// nodes with room the one with fewer vCPUs is taken.
+func TestPlaceBesideOthers(t *testing.T) {
+	two := hostOf(t, nodeOf{"0-3", 4096, 3000}, nodeOf{"4-7", 4096, 2000})
+	const mib = 1 << 20
+	for _, c := range []struct {
+		name  string
+		given map[numa.Node]grant
+		mib   uint64
+		want  []numa.Node
+	}{
+		{"the first", nil, 512, []numa.Node{0}},
+		{"the second goes elsewhere", map[numa.Node]grant{0: {2, 512 * mib}}, 512, []numa.Node{1}},
+		{"the third, where more is free", map[numa.Node]grant{0: {2, 512 * mib}, 1: {2, 512 * mib}}, 512, []numa.Node{0}},
+		{"fewer vCPUs, but no room", map[numa.Node]grant{0: {8, 0}, 1: {1, 1900 * mib}}, 512, []numa.Node{0}},
+		{"more promised than is there", map[numa.Node]grant{0: {2, 1 << 40}}, 1500, []numa.Node{1}},
+		{"no node has room any more", map[numa.Node]grant{0: {2, 2000 * mib}, 1: {2, 1000 * mib}}, 1500, []numa.Node{0, 1}},
+	} {
+		p, err := placeGuest(&NUMA{}, two, c.given, 2, c.mib*mib)
+		if err != nil || !slices.Equal(p.nodes, c.want) {
+			t.Errorf("%s: %v, %v; want %v", c.name, p, err, c.want)
 		}
 	}
 }
@@ -104,7 +129,7 @@ func TestPlaceGuestRefuses(t *testing.T) {
 		{[]numa.Node{1}, 2000, "memory is 2000M, and node 1 has 1G"},
 		{[]numa.Node{0, 1}, 3000, "nodes 0,1 have 2G"},
 	} {
-		_, err := placeGuest(&NUMA{Placement: Placement{PlaceNodes, c.nodes}}, two, 2, c.mib<<20)
+		_, err := placeGuest(&NUMA{Placement: Placement{PlaceNodes, c.nodes}}, two, nil, 2, c.mib<<20)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("nodes %v, %d MiB: %v, want %q", c.nodes, c.mib, err, c.want)
 		}

@@ -70,7 +70,10 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 	defer stop()
 	defer r.watchStats(g)()
 	o, err = g.Run(ctx)
-	return o, g.Report(), err
+	if r.report != "" || r.verbose {
+		report = g.Report()
+	}
+	return o, report, err
 }
 
 // endingSignals end a guest. SIGPIPE comes when nobody reads its console.

@@ -80,6 +80,16 @@ func New(name string, size uint64, huge Huge) (*Arena, error) {
 // Size is the length of the file in bytes.
 func (a *Arena) Size() uint64 { return a.size }
 
+// Resident is how much of the file there is, in bytes, wherever it is mapped; all
+// of it if the kernel does not tell.
+func (a *Arena) Resident() uint64 {
+	var st unix.Stat_t
+	if unix.Fstat(a.fd, &st) != nil {
+		return a.size
+	}
+	return uint64(st.Blocks) * 512
+}
+
 // FD is the memfd. It stays the Arena's own.
 func (a *Arena) FD() int { return a.fd }
 

@@ -1,0 +1,241 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+
+	"disco/devices"
+	"disco/numa"
+	"disco/vcpu/kvm"
+)
+
+// MonitorConfig says what the guests of a Monitor share. The zero value will do.
+type MonitorConfig struct {
+	CacheSize uint64         // bytes of the buffer cache for images that guests share; 0 for its default
+	Topology  *numa.Topology // the host's nodes, for guests that bring none; nil to read this host's for each guest
+	Log       *slog.Logger   // for guests that have no log of their own; nil to drop it
+}
+
+// Monitor is what guests of one process share: /dev/kvm, the kernels and initrds
+// that several of them boot, and the knowledge of where the others run. Its
+// guests are one trust domain.
+//
+// Its methods may be called from many goroutines; Close last.
+type Monitor struct {
+	cfg    MonitorConfig
+	log    *slog.Logger
+	sys    *kvm.System
+	images images
+
+	mu     sync.Mutex // before any Guest.mu
+	guests []*Guest   // those that have a place, in order of coming
+	closed bool
+}
+
+// NewMonitor opens the KVM device. The error is a *HostError. The caller must
+// Close the Monitor, after its guests.
+func NewMonitor(c MonitorConfig) (*Monitor, error) {
+	m := &Monitor{cfg: c, log: c.Log}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if m.sys, err = kvm.Open(KVMPath); err != nil {
+		return nil, &HostError{err}
+	}
+	return m, nil
+}
+
+// New checks cfg, opens all that it names and builds the guest, paused. A
+// *ConfigError lists everything that is wrong with cfg; a *HostError says what
+// this host lacks or forbids. The caller must Close the Guest.
+func (m *Monitor) New(cfg Config) (*Guest, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return m.build(cfg, false)
+}
+
+// New is a guest in a Monitor of its own, which ends with it.
+func New(cfg Config) (*Guest, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	m, err := NewMonitor(MonitorConfig{Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	g, err := m.build(cfg, true)
+	if err != nil {
+		// Only a Monitor with guests fails to close.
+		return nil, errors.Join(err, m.Close())
+	}
+	return g, nil
+}
+
+// build is New for a Config that is valid. A private Monitor is closed with its
+// guest.
+func (m *Monitor) build(cfg Config, private bool) (_ *Guest, err error) {
+	if cfg.Grace == 0 {
+		cfg.Grace = DefaultGrace
+	}
+	g := &Guest{cfg: cfg, log: cfg.Log, monitor: m, history: &history{w: cfg.Stdout}, turn: make(chan struct{})}
+	if g.log == nil {
+		g.log = m.log
+	}
+	g.clock.begin()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.Close())
+		}
+	}()
+	g.out = devices.NewOutput(g.history)
+	if err = m.admit(g); err != nil {
+		return nil, err
+	}
+	if g.image, err = m.images.get(&cfg); err != nil {
+		return nil, err
+	}
+	if g.backends, err = openBackends(&cfg, g.out, g.log); err != nil {
+		return nil, err
+	}
+	if g.machine, err = g.build(); err != nil {
+		return nil, err
+	}
+	g.clock.mark(&g.clock.built)
+	g.private = private
+	return g, nil
+}
+
+// Guests are those that are built and not closed, in the order of their making.
+func (m *Monitor) Guests() []*Guest {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.guests)
+}
+
+// Close frees what the Monitor opened. It fails, and does nothing, while guests
+// are left. Closing twice is harmless.
+func (m *Monitor) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	if n := len(m.guests); n > 0 {
+		return fmt.Errorf("the monitor still has %d guest%s", n, plural(n, "", "s"))
+	}
+	m.closed = true
+	return m.sys.Close()
+}
+
+var errMonitorClosed = errors.New("the monitor is closed")
+
+// admit finds g its place, with regard to where the others are, and counts it in.
+func (m *Monitor) admit(g *Guest) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return errMonitorClosed
+	}
+	if g.cfg.NUMA.Topology == nil {
+		g.cfg.NUMA.Topology = m.cfg.Topology
+	}
+	p, err := settle(&g.cfg, m.sys, m.given(&g.cfg.NUMA), g.log)
+	if err != nil {
+		return err
+	}
+	g.place = p
+	g.threads = threads(&g.cfg, p)
+	processors.add(g.threads)
+	m.guests = append(m.guests, g)
+	return nil
+}
+
+// dismiss forgets a guest that was admitted.
+func (m *Monitor) dismiss(g *Guest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if i := slices.Index(m.guests, g); i >= 0 {
+		m.guests = slices.Delete(m.guests, i, i+1)
+		processors.add(-g.threads)
+	}
+}
+
+// grant is what guests were given of a node: vCPUs, and memory that they have not
+// touched yet, in bytes, which the kernel still calls free.
+type grant struct {
+	cpus   int
+	memory uint64
+}
+
+// given is what the Monitor's guests have, as far as their nodes are those of n:
+// fake nodes are others than real ones. A Topology that n brings tells of a time
+// before they had touched anything. The lock is held.
+func (m *Monitor) given(n *NUMA) map[numa.Node]grant {
+	nodes := map[numa.Node]grant{}
+	for _, g := range m.guests {
+		if g.cfg.NUMA.FakeNodes != n.FakeNodes {
+			continue
+		}
+		p, memory := g.holding(n.Topology != nil)
+		for i, node := range p.nodes {
+			a := nodes[node]
+			for _, home := range p.homes {
+				if home == i {
+					a.cpus++
+				}
+			}
+			a.memory += memory / uint64(len(p.nodes))
+			nodes[node] = a
+		}
+	}
+	return nodes
+}
+
+// holding is where the guest runs, and how much of its memory it has not touched,
+// or all of it.
+func (g *Guest) holding(all bool) (*place, uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	memory := g.cfg.Memory
+	if g.machine != nil && !all {
+		memory -= min(memory, g.machine.space.Resident())
+	}
+	return g.place, memory
+}
+
+// threads is how many of Go's processors a guest's threads may keep: those of
+// vCPUs, relays too, and of the memory keep one for up to 10 ms while they are in
+// the kernel, and workers, of other guests too, must not wait for that.
+func threads(cfg *Config, p *place) int {
+	views := 1
+	if cfg.NUMA.wide(p) {
+		views = len(p.nodes)
+	}
+	return (cfg.CPUs + 3) * views
+}
+
+// processors keeps GOMAXPROCS at what this process needs, for all Monitors: the
+// host's CPUs and the threads of all guests.
+var processors processorCount
+
+type processorCount struct {
+	mu     sync.Mutex
+	base   int // without guests
+	guests int
+}
+
+func (c *processorCount) add(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.guests == 0 {
+		c.base = max(runtime.NumCPU(), runtime.GOMAXPROCS(0))
+	}
+	c.guests += n
+	runtime.GOMAXPROCS(c.base + c.guests)
+}
