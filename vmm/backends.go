@@ -4,14 +4,11 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"path/filepath"
 
 	"disco/devices"
-	"disco/disk"
 	"disco/net/tap"
 	"disco/net/user"
 	"disco/virtio"
-	"disco/virtio/blk"
 	"disco/virtio/console"
 	netdev "disco/virtio/net"
 	"disco/virtio/rng"
@@ -65,18 +62,6 @@ func openBackends(cfg *Config, out *devices.Output, log *slog.Logger) (*backends
 }
 
 func (b *backends) own(close func() error) { b.closers = append(b.closers, close) }
-
-func (b *backends) openDisk(d Disk, cfg *Config, log *slog.Logger) {
-	raw, err := disk.OpenRaw(d.Path, d.ReadOnly, false)
-	if err != nil {
-		b.problems = append(b.problems, err)
-		return
-	}
-	b.own(raw.Close)
-	b.devices = append(b.devices, blk.New(blk.Config{
-		Backend: raw, Queues: min(cfg.CPUs, maxQueues), ID: filepath.Base(d.Path), Log: log,
-	}))
-}
 
 func (b *backends) openNet(n Net, cfg *Config, log *slog.Logger) {
 	var backend interface {

@@ -46,12 +46,6 @@ const (
 	DefaultGrace = 10 * time.Second
 )
 
-// Disk is one virtio block device.
-type Disk struct {
-	Path     string // a regular file or a block device, raw
-	ReadOnly bool   // the guest sees a read-only device, and the file is opened so
-}
-
 // NetKind says what is at the other end of a network device.
 type NetKind int
 

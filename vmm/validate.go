@@ -179,40 +179,6 @@ func (v *validator) memory(size uint64) {
 	}
 }
 
-func (v *validator) disks(disks []Disk) {
-	type used struct {
-		st       os.FileInfo
-		readOnly bool
-	}
-	var seen []used
-	for _, d := range disks {
-		if d.Path == "" {
-			v.add("disk: it has no path")
-			continue
-		}
-		st := v.stat("disk", d.Path)
-		if st == nil {
-			continue
-		}
-		mode, verb := uint32(unix.R_OK|unix.W_OK), "read and write"
-		if d.ReadOnly {
-			mode, verb = unix.R_OK, "read"
-		}
-		if m := st.Mode(); !m.IsRegular() && m.Type() != fs.ModeDevice {
-			v.add("disk %s: it is neither a regular file nor a block device", d.Path)
-			continue
-		}
-		v.access("disk", d.Path, st, mode, verb)
-		for _, u := range seen {
-			if os.SameFile(st, u.st) && !(d.ReadOnly && u.readOnly) {
-				v.add("disk %s: it is given twice, and not read-only both times", d.Path)
-				break
-			}
-		}
-		seen = append(seen, used{st, d.ReadOnly})
-	}
-}
-
 func (v *validator) nets(nets []Net) {
 	taps := map[string]bool{}
 	var forwards []Forward

@@ -1,0 +1,141 @@
+package vmm
+
+import (
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"disco/disk"
+	"disco/virtio/blk"
+)
+
+// Disk is one virtio block device. Its zero value but for the Path is an image of
+// either format that is written in place.
+type Disk struct {
+	Path     string // a regular file or a block device
+	Format   string // "raw" or "qcow2"; empty finds out
+	ReadOnly bool   // the guest sees a read-only device, and the file is opened so
+	Overlay  Overlay
+	Persist  string // OverlayPersist: the qcow2 file, made if it does not exist
+	Backing  bool   // the image may name a backing file, in its own folder
+	Cache    CacheMode
+	IOPS     uint64 // requests a second; 0 for no limit
+	BPS      uint64 // bytes a second; 0 for no limit
+	Share    ShareMode
+}
+
+// Overlay says where a guest's writes to a disk go.
+type Overlay int
+
+const (
+	// OverlayNone is the image itself.
+	OverlayNone Overlay = iota
+	// OverlayMemory is the monitor's memory: they are gone at power-off, and
+	// outlive a restart.
+	OverlayMemory
+	// OverlayPersist is the qcow2 file Disk.Persist, whose backing file the image is.
+	OverlayPersist
+)
+
+// CacheMode says when a guest's write is done.
+type CacheMode int
+
+const (
+	// Writeback is when the host's page cache has it; a flush makes it stable.
+	Writeback CacheMode = iota
+	// Writethrough is when it is on stable storage.
+	Writethrough
+	// Direct is when the host's device has it, past the page cache; a flush makes
+	// it stable.
+	Direct
+)
+
+// ShareMode says whether guests that read the same blocks of a base get the same
+// pages of memory.
+type ShareMode int
+
+const (
+	// ShareAuto has them do so where it pays.
+	ShareAuto ShareMode = iota
+	// ShareAlways has them do so wherever it is possible.
+	ShareAlways
+	// ShareNever gives each guest a copy.
+	ShareNever
+)
+
+// openDisk puts the layers of a disk on one another.
+func (b *backends) openDisk(d Disk, cfg *Config, log *slog.Logger) {
+	img, err := disk.Open(d.Path, disk.Options{
+		ReadOnly: d.ReadOnly, Format: disk.Format(d.Format), Backing: d.Backing,
+		Direct: d.Cache == Direct, WriteThrough: d.Cache == Writethrough,
+	})
+	if err != nil {
+		b.problems = append(b.problems, err)
+		return
+	}
+	b.own(img.Close)
+	b.devices = append(b.devices, blk.New(blk.Config{
+		Backend: img, Queues: min(cfg.CPUs, maxQueues), ID: filepath.Base(d.Path), Log: log,
+	}))
+}
+
+func (v *validator) disks(disks []Disk) {
+	type used struct {
+		st       os.FileInfo
+		readOnly bool
+	}
+	var seen []used
+	for _, d := range disks {
+		if d.Path == "" {
+			v.add("disk: it has no path")
+			continue
+		}
+		st := v.stat("disk", d.Path)
+		if st == nil {
+			continue
+		}
+		mode, verb := uint32(unix.R_OK|unix.W_OK), "read and write"
+		if d.ReadOnly || d.Overlay != OverlayNone {
+			mode, verb = unix.R_OK, "read"
+		}
+		if m := st.Mode(); !m.IsRegular() && m.Type() != fs.ModeDevice {
+			v.add("disk %s: it is neither a regular file nor a block device", d.Path)
+			continue
+		}
+		v.access("disk", d.Path, st, mode, verb)
+		v.layers(d)
+		for _, u := range seen {
+			if os.SameFile(st, u.st) && !(mode == unix.R_OK && u.readOnly) {
+				v.add("disk %s: it is given twice, and not read-only both times", d.Path)
+				break
+			}
+		}
+		seen = append(seen, used{st, mode == unix.R_OK})
+	}
+}
+
+func (v *validator) layers(d Disk) {
+	switch disk.Format(d.Format) {
+	case "", disk.FormatRaw, disk.FormatQCOW2:
+	default:
+		v.add("disk %s: the format %q is not known; there are raw and qcow2", d.Path, d.Format)
+	}
+	if d.Overlay < OverlayNone || d.Overlay > OverlayPersist {
+		v.add("disk %s: overlay %d: there is no such kind", d.Path, int(d.Overlay))
+	}
+	if d.Cache < Writeback || d.Cache > Direct {
+		v.add("disk %s: cache mode %d: there is no such one", d.Path, int(d.Cache))
+	}
+	if d.Share < ShareAuto || d.Share > ShareNever {
+		v.add("disk %s: share mode %d: there is no such one", d.Path, int(d.Share))
+	}
+	if (d.Overlay == OverlayPersist) != (d.Persist != "") {
+		v.add("disk %s: a persisted overlay and the file to keep it in go together", d.Path)
+	}
+	if d.ReadOnly && d.Overlay != OverlayNone {
+		v.add("disk %s: a read-only disk needs no overlay; give it one or the other", d.Path)
+	}
+}
