@@ -42,7 +42,7 @@ test-pure: tiny ## tests that need no rights, with the race detector
 	@scripts/ring pure go test -race -v -skip '^Test(Host|KVM|Lab)' $(TESTFLAGS) ./...
 
 .PHONY: test-host
-test-host: tiny ## tests that need root, or memfd, tap or namespaces
+test-host: tiny images ## tests that need root, or memfd, tap or namespaces
 	@scripts/ring host go test -race -v -run '^TestHost' $(TESTFLAGS) $(call packages_with,TestHost)
 
 .PHONY: test-kvm
@@ -110,6 +110,10 @@ build/guest/stress.img: build/guest/stress build/guest/initrd.img
 soak-nodes: build stress lab ## stress-ng for 3 minutes on two nodes while pages move far too eagerly
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@DISCO_STRESS=180 bin/disco lab --steady --nodes 2 --cpus 2 --memory 4G $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLabNodesStress$$' -test.timeout 20m
+
+.PHONY: images
+images: ## fetch qemu-img, which the tests of disk images are held against
+	@scripts/debian images
 
 .PHONY: lab
 lab: ## fetch what the lab needs: its kernel, and QEMU
