@@ -11,6 +11,7 @@ import (
 // directly or not. A package that is not here has no place yet; give it one in
 // docs/ARCHITECTURE.md first. Test helpers (…test) and commands stand outside.
 var mayImport = map[string][]string{
+	"compose":                      {},
 	"memory/arena":                 {},
 	"memory/uffd":                  {},
 	"memory":                       {"memory/arena", "memory/uffd", "numa"},
