@@ -122,7 +122,12 @@ func (w *world) bootHello(ctx context.Context) (time.Duration, error) {
 	}
 	var console bytes.Buffer
 	start := time.Now()
-	g, err := w.newGuest(vmm.Config{
+	m, err := w.newMonitor(vmm.MonitorConfig{})
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	g, err := m.New(vmm.Config{
 		Kernel: fmt.Sprintf("/proc/self/fd/%d", fd),
 		CPUs:   1, Memory: vmm.MinMemory, Console: vmm.ConsoleSerial,
 		Timeout: 10 * time.Second, Stdout: &console,

@@ -25,6 +25,22 @@ type guest interface {
 	Close() error
 }
 
+// monitor is what the commands use of a *vmm.Monitor.
+type monitor interface {
+	New(vmm.Config) (guest, error)
+	Close() error
+}
+
+// realMonitor is a monitor of this machine.
+type realMonitor struct{ *vmm.Monitor }
+
+func (m realMonitor) New(c vmm.Config) (guest, error) { return m.Monitor.New(c) }
+
+func newMonitor(c vmm.MonitorConfig) (monitor, error) {
+	m, err := vmm.NewMonitor(c)
+	return realMonitor{m}, err
+}
+
 // world is what the commands stand on; tests put another in its place.
 type world struct {
 	stdin          io.Reader
@@ -35,7 +51,7 @@ type world struct {
 	guests      func() []host.Finding // can guests run on this host's KVM
 	findings    func() []host.Finding // everything about this host
 	labMissing  func() []error        // what the lab lacks
-	newGuest    func(vmm.Config) (guest, error)
+	newMonitor  func(vmm.MonitorConfig) (monitor, error)
 	runLab      func(context.Context, lab.Options) (int, error)
 	topology    func() (*numa.Topology, error)
 	benchNUMA   func(context.Context, locality.Options) (*locality.Results, error)
@@ -52,7 +68,7 @@ func here() *world {
 		guests:      h.Guests,
 		findings:    h.Check,
 		labMissing:  lab.Prerequisites,
-		newGuest:    func(c vmm.Config) (guest, error) { return vmm.New(c) },
+		newMonitor:  newMonitor,
 		runLab:      lab.Run,
 		topology:    func() (*numa.Topology, error) { return numa.Read(os.DirFS("/")) },
 		benchNUMA:   locality.Benchmark,

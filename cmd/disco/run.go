@@ -26,6 +26,7 @@ import (
 type run struct {
 	*world
 	cfg     vmm.Config
+	monitor vmm.MonitorConfig
 	where   string // auto, here or lab
 	report  string // path, or empty
 	stats   time.Duration

@@ -52,7 +52,12 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 	if person {
 		cfg.Stdin = &escapes{r: r.stdin, leave: func() { g.Kill(leftReason) }}
 	}
-	g, err = r.newGuest(cfg)
+	m, err := r.newMonitor(r.monitor)
+	if err != nil {
+		return o, report, err
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	g, err = m.New(cfg)
 	if err != nil {
 		return o, report, err
 	}
@@ -66,9 +71,9 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 		defer t.Close()
 		defer watchSize(t, g.ResizeConsole)()
 	}
-	ctx, stop := r.watchSignals(ctx, g)
+	ctx, stop := r.watchSignals(ctx, "the power button is pressed; a second signal kills the guest", g.Kill)
 	defer stop()
-	defer r.watchStats(g)()
+	defer r.watchStats(g, "", r.stats)()
 	o, err = g.Run(ctx)
 	if r.report != "" || r.verbose {
 		report = g.Report()
@@ -80,8 +85,8 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 var endingSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE}
 
 // watchSignals cancels the context it returns at the first signal, which has
-// the power button pressed, and kills the guest at the second, until stop.
-func (r *run) watchSignals(ctx context.Context, g guest) (_ context.Context, stop func()) {
+// the power button pressed, and calls kill at the second, until stop.
+func (w *world) watchSignals(ctx context.Context, says string, kill func(reason string)) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, endingSignals...)
@@ -91,10 +96,10 @@ func (r *run) watchSignals(ctx context.Context, g guest) (_ context.Context, sto
 			select {
 			case s := <-signals:
 				if first {
-					fmt.Fprintf(r.stderr, "disco: %v: the power button is pressed; a second signal kills the guest\n", s)
+					fmt.Fprintf(w.stderr, "disco: %v: %s\n", s, says)
 					cancel()
 				} else {
-					g.Kill(fmt.Sprintf("killed by a second signal (%v)", s))
+					kill(fmt.Sprintf("killed by a second signal (%v)", s))
 				}
 			case <-done:
 				return

@@ -11,22 +11,26 @@ import (
 	"disco/vmm"
 )
 
-// watchStats prints a line about the guest's memory every r.stats, until stop.
-func (r *run) watchStats(g guest) (stop func()) {
-	if r.stats == 0 {
+// watchStats prints a line about the guest's memory that often, after its name if
+// there is one, until stop; never if every is 0.
+func (w *world) watchStats(g guest, name string, every time.Duration) (stop func()) {
+	if every == 0 {
 		return func() {}
+	}
+	if name != "" {
+		name += ": "
 	}
 	done, gone := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(gone)
-		tick := time.NewTicker(r.stats)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		var before vmm.NUMAStats
 		for {
 			select {
 			case <-tick.C:
 				if now, ok := g.NUMAStats(); ok {
-					fmt.Fprintln(r.stderr, "disco:", statsLine(before, now, r.stats))
+					fmt.Fprintf(w.stderr, "disco: %s%s\n", name, statsLine(before, now, every))
 					before = now
 				}
 			case <-done:

@@ -64,13 +64,24 @@ type fakeWorld struct {
 	world
 	out, err bytes.Buffer
 	env      map[string]string
-	guest    *fakeGuest   // what newGuest returns
+	guest    *fakeGuest   // what New returns
 	built    *vmm.Config  // of the last guest
 	lab      *lab.Options // of the last lab
 	labCode  int
 	labErr   error
 	newErr   error
 }
+
+// New and Close make a fakeWorld its own monitor.
+func (w *fakeWorld) New(c vmm.Config) (guest, error) {
+	w.built, w.guest.cfg = &c, c
+	if w.newErr != nil {
+		return nil, w.newErr
+	}
+	return w.guest, nil
+}
+
+func (w *fakeWorld) Close() error { return nil }
 
 var (
 	runsHere = []host.Finding{{Name: "KVM", Status: host.OK, Found: "/dev/kvm"}}
@@ -91,13 +102,7 @@ func newWorld(t *testing.T) *fakeWorld {
 		guests:     func() []host.Finding { return runsHere },
 		findings:   func() []host.Finding { return runsHere },
 		labMissing: func() []error { return nil },
-		newGuest: func(c vmm.Config) (guest, error) {
-			w.built, w.guest.cfg = &c, c
-			if w.newErr != nil {
-				return nil, w.newErr
-			}
-			return w.guest, nil
-		},
+		newMonitor: func(vmm.MonitorConfig) (monitor, error) { return w, nil },
 		runLab: func(_ context.Context, o lab.Options) (int, error) {
 			w.lab = &o
 			return w.labCode, w.labErr
