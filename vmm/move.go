@@ -9,6 +9,7 @@ import (
 	"disco/memory"
 	"disco/memory/arena"
 	"disco/numa"
+	"disco/numa/balance"
 )
 
 // errNoMachine is what comes of a guest that is between two power cycles or gone.
@@ -102,6 +103,17 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 		}
 	}
 	return nil
+}
+
+// Balance is what the policy has looked at and done in the guest's machine; the zero
+// value where there is none.
+func (g *Guest) Balance() balance.Stats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine == nil || g.machine.balance == nil {
+		return balance.Stats{}
+	}
+	return g.machine.balance.Stats()
 }
 
 // Relayed is how many interrupts went between vCPUs of different nodes so far, at

@@ -8,6 +8,7 @@ import (
 	"disco/integration/guest/workload"
 	"disco/memory"
 	"disco/numa"
+	"disco/numa/balance"
 )
 
 // ErrWrong is a guest whose memory did not hold what it had written.
@@ -21,14 +22,17 @@ type Run struct {
 	Points   []Point       `json:"points"` // one for each round
 	Pieces   []int         `json:"pieces"` // of guest-physical memory that each region consists of
 
-	Before   *Tally   `json:"before"`  // the first round's accesses, with the pages where their first touch had put them
-	Settled  *Tally   `json:"settled"` // the rounds of Plan.Settled
-	Whole    *Tally   `json:"whole"`   // all rounds
-	Did      Counters `json:"did"`     // over all rounds
-	Steady   Counters `json:"steady"`  // over the settled rounds
-	Seconds  float64  `json:"seconds"` // of all rounds, by the guest's clock
-	SteadyS  float64  `json:"steady_host_seconds"`
-	MoveNote string   `json:"move,omitempty"` // why a move failed
+	Before  *Tally   `json:"before"`  // the first round's accesses, with the pages where their first touch had put them
+	Settled *Tally   `json:"settled"` // the rounds of Plan.Settled
+	Whole   *Tally   `json:"whole"`   // all rounds
+	Did     Counters `json:"did"`     // over all rounds
+	Steady  Counters `json:"steady"`  // over the settled rounds
+	Seconds float64  `json:"seconds"` // of all rounds, by the guest's clock
+	SteadyS float64  `json:"steady_host_seconds"`
+	// Balance is the policy's own account at the end, since the guest's start: it
+	// tells why pages stayed where they were.
+	Balance  balance.Stats `json:"balance"`
+	MoveNote string        `json:"move,omitempty"` // why a move failed
 }
 
 // Point is one round.
@@ -102,6 +106,7 @@ func drive(c *workload.Conn, g Guest, ram []memory.Range, all []numa.Node, plan 
 		r.Points, r.Did = append(r.Points, p), p.Counters
 		tell(p)
 	}
+	r.Balance = g.Balance()
 	if moved != nil {
 		if err := <-moved; err != nil {
 			r.MoveNote = err.Error()

@@ -30,6 +30,7 @@ import (
 	"strings"
 
 	"disco/numa"
+	"disco/numa/balance"
 )
 
 // Policy is one way of treating a guest's memory.
@@ -86,6 +87,8 @@ type Guest interface {
 	Move(to numa.Node) error
 	// Counters are the totals since the guest's start.
 	Counters() Counters
+	// Balance is what the policy has looked at and done, since then too.
+	Balance() balance.Stats
 }
 
 // Counters are what the monitor did for a guest.

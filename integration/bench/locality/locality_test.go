@@ -18,6 +18,7 @@ import (
 	"disco/integration/guest/workload"
 	"disco/memory"
 	"disco/numa"
+	"disco/numa/balance"
 )
 
 // model is a guest of the test's own: vCPU i runs on node i*nodes/vcpus, and a page
@@ -67,6 +68,7 @@ func (m *model) Move(to numa.Node) error {
 	close(m.gone)
 	return nil
 }
+func (m *model) Balance() balance.Stats { return balance.Stats{} }
 func (m *model) Counters() Counters {
 	m.looks++
 	if m.act != nil && m.looks > 1 {

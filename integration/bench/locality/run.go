@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"disco/integration/guest/workload"
+	"disco/numa/balance"
 )
 
 // Benchmark runs what o asks for, one policy after the other. The results it
@@ -109,7 +110,7 @@ func (b *benchmark) serve(g *machine, p Policy, workloads []string, thin bool) (
 		tell := func(pt Point) {
 			if time.Since(lastSaid) > 5*time.Second {
 				lastSaid = time.Now()
-				b.say("%s, %s: round %d of %d, %.1f %% local", p, name, pt.Round+1, plan.Spec.Rounds, 100*pt.Local)
+				b.say("%s, %s: round %d of %d, %.1f %% local%s", p, name, pt.Round+1, plan.Spec.Rounds, 100*pt.Local, account(g.Balance()))
 			}
 		}
 		to := b.o.Nodes[len(b.o.Nodes)-1]
@@ -132,6 +133,15 @@ func (b *benchmark) serve(g *machine, p Policy, workloads []string, thin bool) (
 	}
 	b.results.Tables = append(b.results.Tables, b.tables(p, thin))
 	return runs, g.conn.Bye()
+}
+
+// account is a policy's account on the line of its progress.
+func account(s balance.Stats) string {
+	if s.Policy == balance.Off {
+		return ""
+	}
+	return fmt.Sprintf("; %d blocks looked at, %d for too little, %d put off, %d left alone for a while; %.1f s of sampling and %.1f of moving",
+		s.Looks, s.Strays, s.Late, s.Holds, s.Sampling.Seconds(), s.Moving.Seconds())
 }
 
 // calibrate sets the work of a round to what takes about RoundTime.
