@@ -30,6 +30,8 @@ var mayImport = map[string][]string{
 	"virtio/net":                   {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci", "net/frame"},
 	"virtio/rng":                   {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
 	"virtio/vsock":                 {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
+	"scheduler":                    {},
+	"scheduler/host":               {"scheduler"},
 	"vcpu/kvm":                     {},
 	"vcpu":                         {"vcpu/kvm"},
 	"vmm/boot":                     {"memory", "memory/arena", "memory/uffd", "numa"},
