@@ -115,6 +115,10 @@ soak-nodes: build stress lab ## stress-ng for 3 minutes on two nodes while pages
 images: ## fetch qemu-img, which the tests of disk images are held against
 	@scripts/debian images
 
+.PHONY: image
+image: ## make a disk image of a small Debian, build/image/debian.raw
+	@scripts/debian image
+
 .PHONY: lab
 lab: ## fetch what the lab needs: its kernel, and QEMU
 	@scripts/debian lab

@@ -18,6 +18,8 @@ var mayImport = map[string][]string{
 	"devices":                      {},
 	"devices/pci":                  {"devices"},
 	"disk":                         {},
+	"disk/rootfs":                  {},
+	"disk/seed":                    {},
 	"net/frame":                    {},
 	"numa":                         {},
 	"numa/sample":                  {"memory", "memory/arena", "memory/uffd", "numa"},
