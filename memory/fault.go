@@ -117,6 +117,10 @@ func (v *View) answerStore(p PPN) error {
 	switch w := s.word(p); w.state() {
 	case Private:
 		s.counters.leftoverFaults.Add(1)
+		if s.opt.Sharing {
+			v.wake(p, 1) // Home is mapped there by now
+			return nil
+		}
 		return v.uf.Unprotect(at(v.window, p, 1))
 	case Guarded:
 		s.counters.guardFaults.Add(1)

@@ -6,7 +6,9 @@ import "disco/memory/arena"
 // at a, in order, and keeps them valid until Unpin is called with the same a, n
 // and acc. With Write the pages become Private, and stay so: they are not
 // copied or shared until then, though they may migrate, which changes no
-// address. A pin may be held for long (rings are). It returns ErrNotRAM, dst as
+// address. With Read a page that is shared while it is pinned, which only a guest
+// does that reads and writes it at once, has any bytes for the device until then.
+// A pin may be held for long (rings are). It returns ErrNotRAM, dst as
 // it was, and pins nothing if any byte lies outside RAM. It does not allocate
 // when dst has room.
 func (s *Space) Pin(dst [][]byte, a GPA, n int, acc Access) ([][]byte, error) {
@@ -18,6 +20,8 @@ func (s *Space) Pin(dst [][]byte, a GPA, n int, acc Access) ([][]byte, error) {
 		if err := s.pinWrite(a, n); err != nil {
 			return dst, err
 		}
+	} else if err := s.show(a, n); err != nil {
+		return dst, err
 	}
 	s.pins.Add(1)
 	return append(dst, b), nil

@@ -85,7 +85,7 @@ func (v *View) copyRun(p PPN, n int, kind word) error {
 	copy(at(v.copies.Bytes(), p, n), at(s.home.Bytes(), p, n))
 	err := v.local(p, n)
 	if err == nil {
-		err = v.install(v.spare, p, n)
+		err = v.install(at(v.spare, p, n), p)
 	}
 	if err != nil {
 		arena.VMAs.Add(-2)
@@ -121,8 +121,10 @@ func (v *View) local(p PPN, n int) error {
 // Collapse makes the Replicated and Shared among n pages from p Private; done
 // counts them.
 func (s *Space) Collapse(p PPN, n int) (done int, err error) {
-	err = s.tracked(p, n)
-	if err != nil {
+	if s.words == nil {
+		return 0, ErrNotTracked
+	}
+	if err := s.run(p, n); err != nil {
 		return 0, err
 	}
 	err = s.eachBlock(p, n, func(p PPN, n int) error {
@@ -190,6 +192,9 @@ func (s *Space) dissolve(p PPN, n int, w word) error {
 // of.
 func (s *Space) release(p PPN, n int) error {
 	s.settle(p, n, word(Private))
+	if s.opt.Sharing {
+		return nil
+	}
 	for _, v := range s.view {
 		// The next access or store would do it, at the price of a fault. Of the two
 		// one does nothing.

@@ -9,7 +9,7 @@ import (
 
 // viewOn is the View of a node.
 func (s *Space) viewOn(n numa.Node) (*View, error) {
-	if s.words == nil {
+	if s.words == nil || s.opt.Sharing {
 		return nil, ErrNotTracked
 	}
 	for _, v := range s.view {
@@ -22,7 +22,7 @@ func (s *Space) viewOn(n numa.Node) (*View, error) {
 
 // tracked checks a run of pages of a tracked Space.
 func (s *Space) tracked(p PPN, n int) error {
-	if s.words == nil {
+	if s.words == nil || s.opt.Sharing {
 		return ErrNotTracked
 	}
 	return s.run(p, n)
@@ -127,7 +127,7 @@ func (s *Space) protect(p PPN, n int, except *View) error {
 		if v == except {
 			err = v.protect(p, n)
 		} else {
-			err = v.install(v.home, p, n)
+			err = v.install(at(v.home, p, n), p)
 		}
 		if err != nil {
 			return err

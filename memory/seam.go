@@ -23,15 +23,16 @@ func (s *Space) remapped(p PPN, n int, reserved int64, change func(q PPN)) {
 // mappings there are more than at first.
 func (s *Space) seams(p PPN, n int) (seams int64) {
 	for q := max(p, 1); q <= min(p+PPN(n), PPN(len(s.words))-1); q++ {
-		if len(s.frames) > 0 {
-			a, shared := s.frames[q-1]
-			b, also := s.frames[q]
-			if shared || also {
-				if shared != also || a.arena != b.arena || a.page+1 != b.page {
-					seams += int64(len(s.view)) + 1
-				}
-				continue
+		a, b := s.frame(q-1), s.frame(q)
+		if a != 0 || b != 0 {
+			neighbours := a != 0 && b == a+1
+			if !neighbours {
+				seams += int64(len(s.view))
 			}
+			if shown, also := s.isShown(q-1), s.isShown(q); shown != also || shown && !neighbours {
+				seams++
+			}
+			continue
 		}
 		for _, v := range s.view {
 			if v.isAway(q) != v.isAway(q-1) {
@@ -42,4 +43,4 @@ func (s *Space) seams(p PPN, n int) (seams int64) {
 	return seams
 }
 
-func (v *View) isAway(p PPN) bool { return v.away[p/64]>>(p%64)&1 != 0 }
+func (v *View) isAway(p PPN) bool { return v.away != nil && v.away[p/64]>>(p%64)&1 != 0 }

@@ -15,7 +15,9 @@
 // # Thin and tracked
 //
 // A thin Space has one View and no states: no tables, no faults, no cost. A
-// tracked Space has a View per node and a state per page:
+// sharing Space has one View, too, and a state per page, but only Private and
+// Shared: nothing faults there but stores to Shared pages. A tracked Space has a
+// View per node and a state per page:
 //
 //		            Guard                  Replicate
 //		 Private ──────────► Guarded ───────────────────► Replicated
@@ -33,8 +35,9 @@
 //	    reported and makes it Private.
 //	  - Replicated: write-protected in every View, and some Views map a copy of
 //	    their node's own instead. The canonical copy is equal to all of them.
-//	  - Shared: write-protected in every View, and all of them, and the monitor,
-//	    map a page of another arena. Home has no page.
+//	  - Shared: write-protected in every View, and all of them map a page of
+//	    another arena. Home has no page. The monitor reads it where that arena has
+//	    it; where a device wants an address for it, the monitor's mapping shows it.
 //
 // Migrate moves the canonical copy to another node in any state: the kernel does
 // that under all mappings at once.
@@ -44,8 +47,7 @@
 //  1. block.mu, one per 2 MiB of RAM: held by whoever changes states or mappings
 //     there, and while a fault there is answered. Never two at a time.
 //  2. View.mu: one move of mappings at a time in each View.
-//  3. Space.edges: which pages are mapped from elsewhere than Home. Short;
-//     an arena's count of users is taken inside.
+//  3. Space.edges: which pages are mapped from elsewhere than Home. Short.
 //  4. Space.kernel: the arguments of a system call on Home. Never with another
 //     taken inside.
 //
@@ -142,6 +144,9 @@ type Options struct {
 	// Tracked is page states, and a View for each of Nodes, in their order.
 	// Otherwise there is one View.
 	Tracked bool
+	// Sharing is Share and Collapse alone, for one View: a thin Space until
+	// something is shared. A tracked Space can share without.
+	Sharing bool
 	// HostBalancing leaves it to the kernel's NUMA balancing (sysctl
 	// kernel.numa_balancing) where pages are, among Nodes. Not with Tracked.
 	HostBalancing bool
@@ -173,8 +178,9 @@ type Space struct {
 	words    []atomic.Uint64 // by PPN; see word
 	blocks   []block
 	edges    sync.Mutex
-	vmas     int64         // taken from the budget; under edges
-	frames   map[PPN]frame // of Shared pages; under edges
+	vmas     int64 // taken from the budget; under edges
+	pooling  sync.Mutex
+	pools    atomic.Pointer[[]*pool] // grows under pooling
 	stamp    atomic.Uint64
 	onTouch  atomic.Pointer[func(Touch)]
 	threads  atomic.Pointer[[]thread]
@@ -225,7 +231,7 @@ func Open(o Options) (_ *Space, err error) {
 			}
 		}
 	}
-	if o.Tracked {
+	if o.Tracked || o.Sharing {
 		return s, s.track()
 	}
 	_, err = s.NewView()
@@ -253,8 +259,10 @@ func (o *Options) check() error {
 		return fmt.Errorf("no size of pages %d", o.Huge)
 	case o.HostBalancing && len(o.Nodes) == 0:
 		return errors.New("no nodes for the kernel to balance")
-	case o.HostBalancing && o.Tracked:
+	case o.HostBalancing && (o.Tracked || o.Sharing):
 		return errors.New("either the kernel balances pages or they are tracked")
+	case o.Tracked && o.Sharing:
+		return errors.New("a tracked Space shares without being told to")
 	case o.Tracked && len(o.Nodes) == 0:
 		return errors.New("no nodes to track pages on")
 	case o.Tracked && len(o.Nodes) > MaxViews:
@@ -329,8 +337,18 @@ func (s *Space) ReadAt(p []byte, a GPA) error {
 	if err != nil {
 		return err
 	}
+	if s.words != nil {
+		s.readShared(p, a)
+		return nil
+	}
 	copy(p, b)
 	return nil
+}
+
+// Check returns ErrNotRAM if any of the n bytes at a lies outside RAM.
+func (s *Space) Check(a GPA, n int) error {
+	_, err := s.bytes(a, n)
+	return err
 }
 
 // WriteAt copies p to guest memory at a. It returns ErrNotRAM, and writes
@@ -366,7 +384,7 @@ func (s *Space) Close() error {
 	for _, v := range s.view {
 		errs = append(errs, v.close())
 	}
-	s.unhold()
+	errs = append(errs, s.unhold())
 	arena.VMAs.Add(-s.vmas)
 	if s.pagemap != nil {
 		errs = append(errs, s.pagemap.Close())

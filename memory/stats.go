@@ -8,7 +8,9 @@ import (
 )
 
 type counters struct {
-	migrated, replicated, collapsed, shared    atomic.Uint64
+	migrated, replicated, collapsed            atomic.Uint64
+	shared, unshared                           atomic.Uint64
+	sharedNow                                  atomic.Int64
 	guardFaults, collapseFaults                atomic.Uint64
 	sampleFaults, aroundFaults, leftoverFaults atomic.Uint64
 	copied, failed                             atomic.Uint64
@@ -21,6 +23,10 @@ type Stats struct {
 	Replicated uint64 `json:"replicated"`
 	Collapsed  uint64 `json:"collapsed"`
 	Shared     uint64 `json:"shared"`
+	// Unshared counts those of Collapsed that were Shared.
+	Unshared uint64 `json:"unshared"`
+	// SharedPages are those that there are now.
+	SharedPages uint64 `json:"sharedPages"`
 	// Replicas there are now, by View.
 	Replicas []uint64 `json:"replicas"`
 
@@ -34,7 +40,8 @@ type Stats struct {
 	CollapseFaults uint64 `json:"collapseFaults"`
 	LeftoverFaults uint64 `json:"leftoverFaults"`
 
-	// BytesCopied is of migrations and replications.
+	// BytesCopied is of migrations, of replications, and of Shared pages that were
+	// written to.
 	BytesCopied uint64 `json:"bytesCopied"`
 	// Failed counts acts that the host refused, wholly or in part.
 	Failed uint64 `json:"failed"`
@@ -56,6 +63,7 @@ func (s *Space) Stats() Stats {
 	c := &s.counters
 	t := Stats{
 		Migrated: c.migrated.Load(), Replicated: c.replicated.Load(), Collapsed: c.collapsed.Load(), Shared: c.shared.Load(),
+		Unshared: c.unshared.Load(), SharedPages: uint64(max(0, c.sharedNow.Load())),
 		SampleFaults: c.sampleFaults.Load(), AroundFaults: c.aroundFaults.Load(),
 		GuardFaults: c.guardFaults.Load(), CollapseFaults: c.collapseFaults.Load(), LeftoverFaults: c.leftoverFaults.Load(),
 		BytesCopied: c.copied.Load(), Failed: c.failed.Load(), PinsHeld: uint64(s.Pins()),

@@ -746,7 +746,7 @@ func checkInvariants(t testing.TB, s *Space) {
 			if (w.copies() != 0) != (w.state() == Replicated) || w.pins() != 0 && w.state() != Private {
 				t.Fatalf("page %#x is %v with copies %b and %d pins", uint64(p), w.state(), w.copies(), w.pins())
 			}
-			if _, ok := s.frames[p]; ok != (w.state() == Shared) {
+			if ok := s.frame(p) != 0; ok != (w.state() == Shared) {
 				t.Fatalf("page %#x is %v and has a frame: %v", uint64(p), w.state(), ok)
 			}
 			for k, v := range s.view {
@@ -769,6 +769,9 @@ func checkInvariants(t testing.TB, s *Space) {
 	for k, v := range s.view {
 		if v.copied.Load() != copies[k] {
 			t.Fatalf("View %d has %d replicas and counts %d", k, copies[k], v.copied.Load())
+		}
+		if v.copies == nil {
+			continue
 		}
 		var st unix.Stat_t
 		if err := unix.Fstat(v.copies.FD(), &st); err != nil || st.Blocks*512 != copies[k]*page {

@@ -68,8 +68,18 @@ func (v *View) Bytes() []byte { return v.window }
 
 // track makes the tables and Views of a tracked Space and begins to answer
 // faults.
+//
+// In a sharing Space what the window shows of Home is not registered: all that
+// is comes from pools.
 func (s *Space) track() error {
 	n := s.home.Size() / arena.PageSize
+	nodes := s.opt.Nodes
+	if s.opt.Sharing {
+		nodes = []numa.Node{-1}
+		if len(s.opt.Nodes) > 0 {
+			nodes[0] = s.opt.Nodes[0]
+		}
+	}
 	s.words = make([]atomic.Uint64, n)
 	s.blocks = make([]block, (n+blockPages-1)/blockPages)
 	if err := s.budget(); err != nil {
@@ -78,13 +88,15 @@ func (s *Space) track() error {
 	// A thread that waits in KVM, or for a mapping to move, keeps a processor of
 	// Go's until that notices, some 20 µs to 10 ms later. Somebody must have one
 	// meanwhile to answer faults with.
-	if n := runtime.NumCPU() + 3*len(s.opt.Nodes); runtime.GOMAXPROCS(0) < n {
+	if n := runtime.NumCPU() + 3*len(nodes); runtime.GOMAXPROCS(0) < n {
 		runtime.GOMAXPROCS(n)
 	}
-	for i, node := range s.opt.Nodes {
+	for i, node := range nodes {
 		v := &View{space: s, index: i, node: node, slow: make(chan PPN, 1024), quit: make(chan struct{})}
-		v.watched = make([]atomic.Uint64, (n+63)/64)
-		v.away = make([]uint64, (n+63)/64)
+		if !s.opt.Sharing {
+			v.watched = make([]atomic.Uint64, (n+63)/64)
+			v.away = make([]uint64, (n+63)/64)
+		}
 		s.view = append(s.view, v)
 		if err := v.open(); err != nil {
 			return fmt.Errorf("memory: the View of node %d: %w", node, err)
@@ -99,6 +111,15 @@ func (s *Space) track() error {
 
 func (v *View) open() (err error) {
 	s := v.space
+	if v.uf, err = uffd.Open(); err != nil {
+		return err
+	}
+	if s.opt.Sharing {
+		if v.window, err = s.home.Map(); err == nil {
+			v.home, err = s.home.Map()
+		}
+		return err
+	}
 	// Replicas are mapped by small pages: there may be one of a block or all.
 	if v.copies, err = arena.New(s.opt.Name+"-copies", s.home.Size(), arena.HugeOff); err != nil {
 		return err
@@ -107,9 +128,6 @@ func (v *View) open() (err error) {
 		if err := v.copies.Place(arena.Preferred, int(backing)); err != nil {
 			return err
 		}
-	}
-	if v.uf, err = uffd.Open(); err != nil {
-		return err
 	}
 	for _, m := range []struct {
 		b *[]byte
@@ -168,16 +186,15 @@ func (v *View) wake(p PPN, n int) {
 	}
 }
 
-// install maps pages of src, one of the View's own mappings, in the window:
-// present, write-protected, all at once. Every one of them must be in the file.
-func (v *View) install(src []byte, p PPN, n int) error {
+// install maps part, of one of the View's own mappings, in the window from p on:
+// present, write-protected, all at once. Every page of it must be in the file.
+func (v *View) install(part []byte, p PPN) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	part := at(src, p, n)
 	for done := 0; done < len(part); {
 		m, err := v.uf.Continue(part[done:])
 		if err == nil && m == 0 {
-			err = fmt.Errorf("page %#x is not there", uint64(p)+uint64(done)/arena.PageSize)
+			err = fmt.Errorf("memory: the page for %#x is not there", uint64(p)+uint64(done)/arena.PageSize)
 		}
 		if err != nil {
 			return errors.Join(err, arena.Drop(part))
@@ -186,7 +203,7 @@ func (v *View) install(src []byte, p PPN, n int) error {
 	}
 	err := v.uf.Protect(part)
 	if err == nil {
-		err = arena.Lend(at(v.window, p, n), part)
+		err = arena.Lend(at(v.window, p, len(part)/arena.PageSize), part)
 	}
 	if err != nil {
 		return errors.Join(err, arena.Drop(part))

@@ -29,6 +29,7 @@ type word uint64
 const (
 	stateMask = word(3)
 	busy      = word(1 << 2)
+	grafted   = word(1 << 3) // a Shared page that the monitor's mapping shows
 	copyShift = 8
 	copyMask  = word(1<<MaxViews-1) << copyShift
 	onePin    = word(1 << 32)
@@ -48,6 +49,8 @@ type block struct {
 	waiting atomic.Uint32 // Views with faults that were left alone
 	copies  atomic.Int32  // how many replicas it has
 	stamp   atomic.Uint64 // when the last was made
+	broken  atomic.Uint32 // how many Shared pages were made Private again
+	frames  *frames       // of Shared pages; under Space.edges, stays once it is there
 }
 
 func (s *Space) word(p PPN) word { return word(s.words[p].Load()) }

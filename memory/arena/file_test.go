@@ -99,7 +99,7 @@ func TestHostUsers(t *testing.T) {
 	a := opened(t, 8)
 	a.Hold(2, 3)
 	a.Hold(3, 1)
-	a.Release(2)
+	a.Release(2, 1)
 	for page, want := range []int{0, 0, 0, 2, 1, 0} {
 		if n := a.Users(uint64(page)); n != want {
 			t.Errorf("page %d has %d users, want %d", page, n, want)
@@ -110,7 +110,7 @@ func TestHostUsers(t *testing.T) {
 			t.Error("Release without Hold is taken")
 		}
 	}()
-	a.Release(2)
+	a.Release(2, 1)
 }
 
 func TestBudget(t *testing.T) {

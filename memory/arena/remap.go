@@ -1,7 +1,6 @@
 package arena
 
 import (
-	"errors"
 	"fmt"
 	"unsafe"
 
@@ -40,28 +39,6 @@ func Drop(b []byte) error {
 		return fmt.Errorf("arena: drop %d bytes from a mapping: %w", len(b), err)
 	}
 	return nil
-}
-
-// Stage maps n pages of the file from page on, with the arena's advice, for a
-// Move to a place in a larger mapping; if it does not come to that, Unmap ends
-// it.
-func (a *Arena) Stage(page uint64, n int) ([]byte, error) {
-	size := uintptr(n) * PageSize
-	p, err := unix.MmapPtr(a.fd, int64(page*PageSize), nil, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
-	if err != nil {
-		return nil, fmt.Errorf("arena: map %d pages: %w", n, err)
-	}
-	b := unsafe.Slice((*byte)(p), size)
-	if err := a.advise(b); err != nil {
-		return nil, errors.Join(err, Unmap(b))
-	}
-	return b, nil
-}
-
-// Give puts the mapping src, made by Stage, in the place of dst, and is like
-// Lend for the rest.
-func Give(dst, src []byte) error {
-	return remap(dst, src, len(src), 0)
 }
 
 // Graft puts n pages of other from its page on, for reading only, in the place

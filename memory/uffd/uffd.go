@@ -129,11 +129,18 @@ func failed(what string, errno unix.Errno) error {
 
 // Register asks for both kinds of fault in b, a shared mapping of a memfd.
 // Registration follows the mapping when it is moved, and ends with it.
-func (u *FD) Register(b []byte) error {
+func (u *FD) Register(b []byte) error { return u.register(b, modeWP|modeMinor) }
+
+// RegisterStores asks for faults of stores alone. A page that Continue and
+// Protect have dealt with, and that the kernel unmaps, it maps again when it is
+// wanted, protected as it was.
+func (u *FD) RegisterStores(b []byte) error { return u.register(b, modeWP) }
+
+func (u *FD) register(b []byte, mode uint64) error {
 	r := struct {
 		span
 		mode, ioctls uint64
-	}{span: spanOf(b), mode: modeWP | modeMinor}
+	}{span: spanOf(b), mode: mode}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, u.fd, ioctlRegister, uintptr(unsafe.Pointer(&r))); errno != 0 {
 		return failed("register", errno)
 	}
