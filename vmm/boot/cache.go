@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,16 +47,37 @@ func OpenUnpacked(path string) (*Kernel, *os.File, error) {
 		return k, f, err
 	}
 	defer f.Close()
-	entry := cacheEntry(path, st)
-	if k, c, ok := openCached(path, entry); ok {
+	return unpacked(path, k, cacheEntry(path, st))
+}
+
+// OpenUnpackedAt is OpenUnpacked for the kernel of size bytes in r, such as one in
+// a disk's image; the name is for messages. If it is no bzImage, the Kernel reads
+// from r, and the file is nil.
+func OpenUnpackedAt(name string, r io.ReaderAt, size int64) (*Kernel, *os.File, error) {
+	k, err := ParseKernel(name, r, size)
+	if err != nil || !k.Packed() {
+		return k, nil, err
+	}
+	// What it is read from may be a disk that changes, so its contents are the key.
+	h := sha256.New()
+	fmt.Fprintf(h, "%d\x00contents\x00", cacheFormat)
+	if _, err := io.Copy(h, io.NewSectionReader(r, 0, size)); err != nil {
+		return nil, nil, fmt.Errorf("kernel %s: %w", name, err)
+	}
+	return unpacked(name, k, cacheFile(h.Sum(nil)))
+}
+
+// unpacked is a bzImage's ELF, from the cache's entry if it is there.
+func unpacked(name string, k *Kernel, entry string) (*Kernel, *os.File, error) {
+	if k, c, ok := openCached(name, entry); ok {
 		return k, c, nil
 	}
-	u, mem, err := unpackKernel(path, k)
+	u, mem, err := unpackKernel(name, k)
 	if err != nil {
 		return nil, nil, err
 	}
 	if entry != "" && saveCached(u, entry) == nil {
-		if k, c, ok := openCached(path, entry); ok {
+		if k, c, ok := openCached(name, entry); ok {
 			mem.Close()
 			return k, c, nil
 		}
@@ -92,11 +114,8 @@ func pathless(err error) error {
 // none. The times of change stand for the contents. The inode's number does
 // not: the same file has another one when it is seen through a 9p mount.
 func cacheEntry(path string, st fs.FileInfo) string {
-	dir, err := os.UserCacheDir()
+	path, err := filepath.Abs(path)
 	if err != nil {
-		return ""
-	}
-	if path, err = filepath.Abs(path); err != nil {
 		return ""
 	}
 	var changed syscall.Timespec
@@ -105,6 +124,15 @@ func cacheEntry(path string, st fs.FileInfo) string {
 	}
 	key := sha256.Sum256(fmt.Appendf(nil, "%d\x00%s\x00%d\x00%d\x00%d",
 		cacheFormat, path, st.Size(), st.ModTime().UnixNano(), changed.Nano()))
+	return cacheFile(key[:])
+}
+
+// cacheFile is the file of a key, or empty for none.
+func cacheFile(key []byte) string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
 	return filepath.Join(dir, "disco", "kernels", fmt.Sprintf("%x%s", key[:12], cacheSuffix))
 }
 

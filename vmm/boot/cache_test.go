@@ -230,3 +230,38 @@ func TestHostOpenKernelRefuses(t *testing.T) {
 		t.Errorf("the cache has %v after failures", n)
 	}
 }
+
+// TestOpenUnpackedAt opens a kernel that lies in something larger, and finds it
+// unpacked under whichever name it comes again.
+func TestOpenUnpackedAt(t *testing.T) {
+	dir := cacheFolder(t)
+	packed := bzImageOf(t, elfKernel())
+	for _, c := range []struct {
+		name  string
+		image []byte
+		file  bool
+		want  int // entries in the cache
+	}{
+		{"one", packed, true, 1},
+		{"another", packed, true, 1},
+		{"an ELF", elfKernel(), false, 1},
+		{"a newer one", append(bytes.Clone(packed), make([]byte, 512)...), true, 2},
+	} {
+		k, f, err := OpenUnpackedAt(c.name, bytes.NewReader(c.image), int64(len(c.image)))
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if (f != nil) != c.file || k.Packed() || len(names(t, dir)) != c.want {
+			t.Errorf("%s: a file %v, packed %v, cache %v", c.name, f != nil, k.Packed(), names(t, dir))
+		}
+		if _, e := load(t, &Params{Kernel: k, RAM: RAM(32 << 20), CPUs: 1}); e.RIP != 16<<20 {
+			t.Errorf("%s: it is another kernel", c.name)
+		}
+		if f != nil {
+			f.Close()
+		}
+	}
+	if _, _, err := OpenUnpackedAt("initrd", strings.NewReader("070701"), 6); err == nil || !strings.Contains(err.Error(), "kernel initrd: is a cpio archive") {
+		t.Errorf("an initrd: %v", err)
+	}
+}
