@@ -9,6 +9,7 @@ import (
 	"disco/net/tap"
 	"disco/net/user"
 	"disco/virtio"
+	"disco/virtio/blk"
 	"disco/virtio/console"
 	netdev "disco/virtio/net"
 	"disco/virtio/rng"
@@ -24,6 +25,7 @@ const maxQueues = 8
 // same device at the same place whatever else it is given.
 type backends struct {
 	devices []virtio.Device
+	disks   []blk.Backend   // those of Config.Disks
 	console *console.Device // nil with ConsoleSerial
 	closers []func() error  // in the order of opening
 
@@ -48,6 +50,9 @@ func openBackends(cfg *Config, out *devices.Output, log *slog.Logger) (*backends
 	}
 	if cfg.Vsock != "" {
 		b.openVsock(cfg, log)
+	}
+	if cfg.CloudInit != "" {
+		b.openSeed(cfg)
 	}
 	var err error
 	switch {

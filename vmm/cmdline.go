@@ -7,8 +7,10 @@ import "strings"
 // A panic restarts the machine at once and marks it as a warm restart, in the
 // word at warmFlag where x86 firmware looks for it, while every other restart
 // is cold: so the monitor tells a panic from a reboot with any stock kernel and
-// no help from a module. There is one serial port and nothing to probe for.
-func (c *Config) cmdline() string {
+// no help from a module. There is one serial port and nothing to probe for. The
+// words for the root, if the image has any, come before what the Config adds, and
+// so count less.
+func (c *Config) cmdline(root string) string {
 	if c.CmdlineOnly {
 		return c.Cmdline
 	}
@@ -17,8 +19,10 @@ func (c *Config) cmdline() string {
 		words = append(words, "console=hvc0")
 	}
 	words = append(words, "8250.nr_uarts=1", "panic=-1", "reboot=panic_warm")
-	if c.Cmdline != "" {
-		words = append(words, c.Cmdline)
+	for _, w := range []string{root, c.Cmdline} {
+		if w != "" {
+			words = append(words, w)
+		}
 	}
 	return strings.Join(words, " ")
 }

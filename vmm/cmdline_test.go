@@ -10,15 +10,17 @@ func TestCmdline(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		cfg  Config
+		root string
 		want string
 	}{
-		{"our own", Config{}, own},
-		{"added to", Config{Cmdline: "quiet a=b"}, own + " quiet a=b"},
-		{"replaced", Config{Cmdline: "quiet", CmdlineOnly: true}, "quiet"},
-		{"replaced by nothing", Config{CmdlineOnly: true}, ""},
-		{"serial", Config{Console: ConsoleSerial}, strings.Replace(own, " console=hvc0", "", 1)},
+		{"our own", Config{}, "", own},
+		{"added to", Config{Cmdline: "quiet a=b"}, "", own + " quiet a=b"},
+		{"a root", Config{Cmdline: "root=/dev/vdb"}, "root=/dev/vda1 ro", own + " root=/dev/vda1 ro root=/dev/vdb"},
+		{"replaced", Config{Cmdline: "quiet", CmdlineOnly: true}, "root=/dev/vda1 ro", "quiet"},
+		{"replaced by nothing", Config{CmdlineOnly: true}, "", ""},
+		{"serial", Config{Console: ConsoleSerial}, "", strings.Replace(own, " console=hvc0", "", 1)},
 	} {
-		if got := c.cfg.cmdline(); got != c.want {
+		if got := c.cfg.cmdline(c.root); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}

@@ -22,6 +22,8 @@ type Config struct {
 	CPUs        int    // 1 to MaxCPUs; more than the host has is allowed, and slow
 	Memory      uint64 // bytes, a multiple of the page size, from MinMemory to what the host has
 	Disks       []Disk // vda, vdb, … in order
+	FromDisk    bool   // kernel, initrd and the words for the root are those in the image of Disks[0], at every restart; then Kernel and Initrd are empty
+	CloudInit   string // path of user-data for cloud-init, or of a folder with user-data and what else it takes; they are on a last disk; or empty for none
 	Nets        []Net  // eth0, eth1, … in order
 	NUMA        NUMA   // on which nodes it runs, and what becomes of its pages
 	Console     Console

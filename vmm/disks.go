@@ -77,6 +77,7 @@ func (b *backends) openDisk(d Disk, cfg *Config, log *slog.Logger) {
 		return
 	}
 	b.own(img.Close)
+	b.disks = append(b.disks, img)
 	b.devices = append(b.devices, blk.New(blk.Config{
 		Backend: img, Queues: min(cfg.CPUs, maxQueues), ID: filepath.Base(d.Path), Log: log,
 	}))

@@ -57,7 +57,15 @@ func (g *Guest) build() (*machine, error) {
 	g.mu.Lock()
 	p := g.place
 	g.mu.Unlock()
-	m, err := build(g.monitor.sys, &g.cfg, p, g.image, g.out, g.backends.devices, g.log)
+	image := g.image
+	if g.cfg.FromDisk {
+		var err error
+		if image, err = openRoot(&g.cfg, g.backends.disks[0]); err != nil {
+			return nil, err
+		}
+		defer image.close()
+	}
+	m, err := build(g.monitor.sys, &g.cfg, p, image, g.out, g.backends.devices, g.log)
 	var bad *ConfigError
 	if err != nil && !errors.As(err, &bad) {
 		err = &HostError{err}

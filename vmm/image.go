@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 
@@ -16,9 +17,10 @@ import (
 // found. Guests of the same files have one; it is immutable.
 type image struct {
 	kernel     *boot.Kernel
-	file       *os.File
-	initrd     *os.File
+	file       *os.File    // that the kernel reads from; nil if it reads from a disk
+	initrd     io.ReaderAt // nil for none; closed with the image if it can be
 	initrdSize int64
+	words      string // for the kernel command line, if the image knows where the root is
 
 	owner *images
 	key   imageKey
@@ -98,12 +100,12 @@ func openImage(cfg *Config) (*image, error) {
 		problems = append(problems, err)
 	}
 	if cfg.Initrd != "" {
-		if i.initrd, err = os.Open(cfg.Initrd); err != nil {
+		if f, err := os.Open(cfg.Initrd); err != nil {
 			problems = append(problems, fmt.Errorf("initrd %s: %w", cfg.Initrd, errors.Unwrap(err)))
-		} else if st, err := i.initrd.Stat(); err != nil {
-			problems = append(problems, fmt.Errorf("initrd %s: %w", cfg.Initrd, err))
+		} else if st, err := f.Stat(); err != nil {
+			problems = append(problems, fmt.Errorf("initrd %s: %w", cfg.Initrd, errors.Join(err, f.Close())))
 		} else {
-			i.initrdSize = st.Size()
+			i.initrd, i.initrdSize = f, st.Size()
 		}
 	}
 	if problems != nil {
@@ -123,7 +125,7 @@ func CacheKernel(path string) {
 
 // load puts it all into an empty guest memory.
 func (i *image) load(space *memory.Space, cfg *Config) (boot.Entry, error) {
-	p := boot.Params{Kernel: i.kernel, Cmdline: cfg.cmdline(), RAM: space.RAM(), CPUs: cfg.CPUs}
+	p := boot.Params{Kernel: i.kernel, Cmdline: cfg.cmdline(i.words), RAM: space.RAM(), CPUs: cfg.CPUs}
 	if i.initrd != nil {
 		p.Initrd, p.InitrdSize = i.initrd, i.initrdSize
 	}
@@ -139,8 +141,8 @@ func (i *image) close() error {
 	if i.file != nil {
 		errs = append(errs, i.file.Close())
 	}
-	if i.initrd != nil {
-		errs = append(errs, i.initrd.Close())
+	if c, ok := i.initrd.(io.Closer); ok {
+		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
 }

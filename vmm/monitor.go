@@ -97,8 +97,10 @@ func (m *Monitor) build(cfg Config, private bool) (_ *Guest, err error) {
 	if err = m.admit(g); err != nil {
 		return nil, err
 	}
-	if g.image, err = m.images.get(&cfg); err != nil {
-		return nil, err
+	if !cfg.FromDisk {
+		if g.image, err = m.images.get(&cfg); err != nil {
+			return nil, err
+		}
 	}
 	if g.backends, err = openBackends(&cfg, g.out, g.log); err != nil {
 		return nil, err

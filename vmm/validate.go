@@ -69,7 +69,12 @@ func (c *Config) Validate() error {
 	v.memory(c.Memory)
 	v.disks(c.Disks)
 	v.nets(c.Nets)
-	if n := len(c.Disks) + len(c.Nets); n > MaxDevices {
+	n := len(c.Disks) + len(c.Nets)
+	if c.CloudInit != "" {
+		v.cloudInit(c.CloudInit)
+		n++
+	}
+	if n > MaxDevices {
 		v.add("%d disks and network devices: a guest has at most %d together", n, MaxDevices)
 	}
 	if c.Console != ConsoleVirtio && c.Console != ConsoleSerial {
@@ -96,6 +101,15 @@ func (v *validator) add(format string, args ...any) {
 }
 
 func (v *validator) kernel(c *Config) {
+	if c.FromDisk {
+		if c.Kernel != "" || c.Initrd != "" {
+			v.add("a kernel or an initrd is named, and the image of the first disk is to be booted; give one or the other")
+		}
+		if len(c.Disks) == 0 {
+			v.add("the image of the first disk is to be booted, but there is no disk")
+		}
+		return
+	}
 	if c.Kernel == "" {
 		v.problems = append(v.problems, ErrNoKernel)
 	} else if st := v.file("kernel", c.Kernel); st != nil && st.Size() == 0 {
@@ -176,6 +190,16 @@ func (v *validator) memory(size uint64) {
 	if size > total {
 		v.problems = append(v.problems, &HostError{fmt.Errorf(
 			"memory %s: this host has %s; give the guest less", FormatSize(size), FormatSize(total))})
+	}
+}
+
+func (v *validator) cloudInit(path string) {
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		v.add("cloud-init %s: %w", path, reason(err))
+	case !st.IsDir() && !st.Mode().IsRegular():
+		v.add("cloud-init %s: it is neither a folder nor a file", path)
 	}
 }
 
