@@ -7,7 +7,7 @@ func nearest(word string, known []string) string {
 	if len(word) > most {
 		return ""
 	}
-	best, least := "", len(word)/3+2
+	best, least := "", max(1, len(word)/3)+1
 	for _, k := range known {
 		if d := distance(word, k); d < least {
 			best, least = k, d

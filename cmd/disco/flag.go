@@ -13,6 +13,7 @@ type value struct {
 	kind     string // of its argument, for the help text
 	text     string // what it is now, for the help text
 	set      func(string) error
+	again    bool // it may be given again, and adds then
 	problems *[]error
 }
 

@@ -84,8 +84,8 @@ func TestBeyondLab(t *testing.T) {
 	}
 	lines := strings.Split(strings.TrimSpace(w.err.String()), "\n")
 	want := []string{
-		"disk " + disk + ": it would be read-only in the lab", "report ", "vsock ", "net tap t0: the lab does not have",
-		"net forward udp:53:53: only tcp", "net forward tcp:0.0.0.0:80:80: only tcp",
+		"disk " + disk + ": it would be read-only in the lab", "vsock ", "net tap t0: the lab does not have",
+		"net forward udp:53:53: only tcp", "net forward tcp:0.0.0.0:80:80: only tcp", "report ",
 	}
 	if len(lines) != len(want) {
 		t.Fatalf("it says %s", &w.err)

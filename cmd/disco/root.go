@@ -88,6 +88,7 @@ func execute(w *world, args []string) int {
 const rootLong = `disco boots Linux guests on KVM.
 
     disco run            boots a Debian guest; on a terminal it ends in a shell
+    disco up FILE        boots the guests that a file describes, in one process
     disco check          says what this machine can do, and how to mend what not
     disco lab -- make    runs a command on an emulated machine with NUMA nodes
 
@@ -123,7 +124,7 @@ func newRoot(w *world) *cobra.Command {
 	root.SetHelpCommandGroupID("program")
 	root.SetCompletionCommandGroupID("program")
 	for group, commands := range map[string][]*cobra.Command{
-		"guests":  {newRun(w).command()},
+		"guests":  {newRun(w).command(), upCommand(w)},
 		"machine": {labCommand(w), checkCommand(w), benchCommand(w)},
 		"program": {versionCommand()},
 	} {

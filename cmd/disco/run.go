@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +14,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"disco/compose"
 	"disco/integration/lab"
 	"disco/memory"
 	"disco/numa"
@@ -31,7 +34,9 @@ type run struct {
 	report  string // path, or empty
 	stats   time.Duration
 	verbose bool
+	count   int // of guests with these flags
 
+	shell    bool // somebody will be at the console
 	noNet    bool
 	problems []error // with the flags' texts
 }
@@ -58,7 +63,7 @@ const runExample = `  disco run
 
 // newRun is a run with the defaults of the flags.
 func newRun(w *world) *run {
-	return &run{world: w, where: "auto", cfg: vmm.Config{
+	return &run{world: w, where: "auto", count: 1, cfg: vmm.Config{
 		CPUs: min(2, runtime.NumCPU()), Memory: 512 << 20, Grace: vmm.DefaultGrace,
 		NUMA: vmm.NUMA{Balance: balance.Default()},
 	}}
@@ -73,14 +78,16 @@ func (r *run) command() *cobra.Command {
 		Example: runExample,
 		Args:    noWords,
 		RunE: func(c *cobra.Command, _ []string) error {
-			// Who names neither takes what the host can do.
-			r.cfg.NUMA.Lenient = !c.Flags().Changed("numa") && !c.Flags().Changed("placement")
+			r.cfg.NUMA.Lenient = lenient(c.Flags())
 			return r.start(c.Context(), c.Flags().NFlag() == 0)
 		},
 	}
 	r.flags(c)
 	return c
 }
+
+// lenient says that who names neither nodes nor a policy takes what the host can do.
+func lenient(f *pflag.FlagSet) bool { return !f.Changed("numa") && !f.Changed("placement") }
 
 // noWords refuses arguments that are no flags.
 func noWords(_ *cobra.Command, args []string) error {
@@ -123,6 +130,9 @@ func (r *run) flags(c *cobra.Command) {
 		fmt.Sprintf("split one node of this host into N, 1 to %d, to try what needs several; nothing gets faster by it", numa.MaxFake))
 	f.StringVar(&r.cfg.Vsock, "vsock", "", "make a UNIX socket at `PATH` that reaches the guest's vsock: connect, write \"CONNECT PORT\\n\", read \"OK PORT\\n\"")
 	f.StringVar(&r.cfg.Name, "name", "", "call the guest `NAME` in messages and in the process's memory map")
+	f.Var(parsed("guests", "N", "", &r.count, parseCount, &r.problems), "guests",
+		fmt.Sprintf("boot so many such guests in one process, 1 to %d, named guest-1, guest-2, … or after --name; their lines come after their names, "+
+			"and nothing is typed at them (see disco up, for guests that differ)", compose.MaxGuests))
 	f.Var(parsed("timeout", "DURATION", "", &r.cfg.Timeout, parseDuration, &r.problems), "timeout",
 		"kill the guest after a time such as 90s or 5m, and exit with 124; counted from its first instruction (default never)")
 	f.Var(parsed("grace", "DURATION", r.cfg.Grace.String(), &r.cfg.Grace, parseDuration, &r.problems), "grace",
@@ -136,9 +146,9 @@ func (r *run) flags(c *cobra.Command) {
 
 	for name, choices := range map[string][]cobra.Completion{
 		"console": {"virtio\thvc0", "serial\tttyS0"},
-		"host":    {"auto\there if possible", "here\tthis host's KVM", "lab\tan emulated host"},
+		"host":    hostChoices,
 		"net":     {"user\tno rights needed", "tap=\ta tap interface", "none"},
-		"cpus":    nil, "memory": nil, "timeout": nil, "grace": nil, "name": nil, "cmdline": nil,
+		"cpus":    nil, "guests": nil, "memory": nil, "timeout": nil, "grace": nil, "name": nil, "cmdline": nil,
 	} {
 		// It fails only for a flag that does not exist.
 		if err := c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(choices, cobra.ShellCompDirectiveNoFileComp)); err != nil {
@@ -147,9 +157,12 @@ func (r *run) flags(c *cobra.Command) {
 	}
 }
 
+// hostChoices are those of --host.
+var hostChoices = []cobra.Completion{"auto\there if possible", "here\tthis host's KVM", "lab\tan emulated host"}
+
 // list is a flag that may be given again.
 func (r *run) list(name, kind string, add func(string) error) *value {
-	return &value{name: name, kind: kind, set: add, problems: &r.problems}
+	return &value{name: name, kind: kind, set: add, again: true, problems: &r.problems}
 }
 
 func (r *run) addDisk(s string) error {
@@ -212,6 +225,9 @@ func parseWhere(s string) (string, error) {
 // start fills in what was not given, checks everything, and runs the guest.
 // bare is a command line without flags.
 func (r *run) start(ctx context.Context, bare bool) error {
+	if r.count != 1 {
+		r.world = unattended(r.world)
+	}
 	absent := r.fill()
 	if err := r.check(absent); err != nil {
 		return err
@@ -219,12 +235,15 @@ func (r *run) start(ctx context.Context, bare bool) error {
 	if bare {
 		fmt.Fprintln(r.stderr, "disco:", quote(append([]string{"disco", "run"}, r.args(r.where)...)))
 	}
-	inLab, err := r.place()
+	inLab, err := r.place(r.where)
 	if err != nil {
 		return err
 	}
 	if inLab {
 		return r.inLab(ctx)
+	}
+	if r.count > 1 {
+		return r.fleet().here(ctx)
 	}
 	return r.here(ctx)
 }
@@ -261,7 +280,7 @@ func (r *run) fill() error {
 // included; a loglevel given by --cmdline comes later, and counts.
 func (r *run) defaultWords() string {
 	const words = "quiet loglevel=3"
-	if r.onTerminal() {
+	if r.shell || r.onTerminal() {
 		return words + " disco.shell"
 	}
 	return words
@@ -284,10 +303,27 @@ func (r *run) check(absent error) error {
 	if err := checkReport(r.report); err != nil {
 		problems = append(problems, err)
 	}
+	switch {
+	case r.count < 1 || r.count > compose.MaxGuests:
+		problems = append(problems, fmt.Errorf("guests %d: give a number from 1 to %d", r.count, compose.MaxGuests))
+	case r.count > 1:
+		problems = append(problems, r.fleet().conflicts()...)
+	}
 	if problems != nil {
 		return &vmm.ConfigError{Problems: problems}
 	}
 	return nil
+}
+
+// fleet is the guests of --guests.
+func (r *run) fleet() *fleet {
+	f := &fleet{world: r.world, monitor: r.monitor, report: r.report, stats: r.stats, verbose: r.verbose}
+	for i := range r.count {
+		one := *r
+		one.cfg.Name = fmt.Sprintf("%s-%d", cmp.Or(r.cfg.Name, "guest"), i+1)
+		f.members = append(f.members, &member{run: &one})
+	}
+	return f
 }
 
 // checkReport looks whether a report can be written to path in the end.
@@ -337,6 +373,7 @@ func (r *run) args(where string) []string {
 	add(c.NUMA.FakeNodes != 0, "--fake-nodes", strconv.Itoa(c.NUMA.FakeNodes))
 	add(c.Vsock != "", "--vsock", c.Vsock)
 	add(c.Name != "", "--name", c.Name)
+	add(r.count != 1, "--guests", strconv.Itoa(r.count))
 	add(c.Timeout != 0, "--timeout", c.Timeout.String())
 	add(c.Grace != vmm.DefaultGrace, "--grace", c.Grace.String())
 	add(r.report != "", "--report", r.report)

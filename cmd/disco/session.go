@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -47,7 +46,7 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 		defer func() { r.stderr = plain }()
 	}
 	cfg := r.cfg
-	cfg.Stdin, cfg.Stdout, cfg.Log = r.stdin, r.stdout, r.logger()
+	cfg.Stdin, cfg.Stdout, cfg.Log = r.stdin, r.stdout, r.logger(r.verbose)
 	var g guest
 	if person {
 		cfg.Stdin = &escapes{r: r.stdin, leave: func() { g.Kill(leftReason) }}
@@ -146,7 +145,7 @@ func (r *run) ending(o vmm.Outcome) error {
 	switch {
 	case o.Kind == vmm.Crashed:
 		if !samePlace(r.stdout, r.stderr) {
-			printLines(r.stderr, o.LastLines)
+			printLines(r.stderr, "the guest", o.LastLines)
 		}
 		return &exitError{o.Code, fmt.Errorf("%s crashed: %s", who, o.Reason)}
 	case o.Kind == vmm.TimedOut, o.Kind == vmm.Killed && o.Reason != leftReason:
@@ -157,22 +156,22 @@ func (r *run) ending(o vmm.Outcome) error {
 	return nil
 }
 
-func printLines(w io.Writer, lines []string) {
+func printLines(w io.Writer, who string, lines []string) {
 	if len(lines) == 0 {
 		return
 	}
-	fmt.Fprintln(w, "disco: the last lines of the guest's console:")
+	fmt.Fprintf(w, "disco: the last lines of %s's console:\n", who)
 	for _, l := range lines {
 		fmt.Fprintln(w, " ", l)
 	}
 }
 
-func (r *run) logger() *slog.Logger {
+func (w *world) logger(verbose bool) *slog.Logger {
 	level := slog.LevelWarn
-	if r.verbose {
+	if verbose {
 		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{
+	return slog.New(slog.NewTextHandler(w.stderr, &slog.HandlerOptions{
 		Level: level,
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 			if len(groups) == 0 && a.Key == slog.TimeKey {
@@ -181,17 +180,6 @@ func (r *run) logger() *slog.Logger {
 			return a
 		},
 	}))
-}
-
-func writeReport(path string, report vmm.Report) error {
-	b, err := json.MarshalIndent(report, "", "  ")
-	if err == nil {
-		err = os.WriteFile(path, append(b, '\n'), 0o644)
-	}
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	return nil
 }
 
 // summary is one line of what a run took.
