@@ -19,7 +19,7 @@ import (
 )
 
 // patience is how long a guest that is up may be silent.
-const patience = 5 * time.Minute
+const patience = 2 * time.Minute
 
 // machine is a guest whose program has said hello.
 type machine struct {
