@@ -31,6 +31,7 @@ type run struct {
 	cfg     vmm.Config
 	monitor vmm.MonitorConfig
 	where   string // auto, here or lab
+	root    rootImage
 	report  string // path, or empty
 	stats   time.Duration
 	verbose bool
@@ -59,6 +60,7 @@ The guest's machine has virtio disks, networks, console, entropy and vsock, an
 const runExample = `  disco run
   disco run --kernel vmlinuz --initrd initrd.img --disk disk.img --cmdline root=/dev/vda
   disco run --net user,forward=tcp:8080:80 --memory 2G --cpus 4
+  disco run --root debian.qcow2 --persist changes.qcow2 --cloud-init user-data
   disco run --timeout 60s --report boot.json </dev/null`
 
 // newRun is a run with the defaults of the flags.
@@ -111,6 +113,7 @@ func (r *run) flags(c *cobra.Command) {
 		"memory, such as 512M or 2G; K, M, G and T are powers of 1024, and no letter is bytes")
 	f.Var(r.list("disk", "PATH[,ro]", r.addDisk), "disk",
 		"a disk: a raw image or a block device, with ,ro for one that the guest cannot write; again for the next disk")
+	r.imageFlags(f)
 	f.Var(r.list("net", "NETWORK", r.addNet), "net",
 		"a network: user, where the guest can reach what this process can, with user,forward=tcp:8080:80 to carry connections "+
 			"to port 8080 here (of 127.0.0.1, or tcp:ADDRESS:8080:80) to port 80 of the guest, as often as needed; "+
@@ -258,7 +261,7 @@ func (r *run) fill() error {
 	if len(r.cfg.Nets) == 0 && !r.noNet {
 		r.cfg.Nets = []vmm.Net{{Kind: vmm.NetUser}}
 	}
-	if r.cfg.Kernel != "" {
+	if r.fillRoot(); r.cfg.Kernel != "" || r.cfg.FromDisk {
 		return nil
 	}
 	kernel, initrd, err := r.defaultGuest()
@@ -348,20 +351,24 @@ func checkReport(path string) error {
 // args is the command line that stands for r, everything said.
 func (r *run) args(where string) []string {
 	c := &r.cfg
-	a := []string{"--kernel", c.Kernel}
+	var a []string
 	add := func(given bool, words ...string) {
 		if given {
 			a = append(a, words...)
 		}
 	}
+	add(c.Kernel != "", "--kernel", c.Kernel)
 	add(c.Initrd != "", "--initrd", c.Initrd)
 	add(c.Cmdline != "", "--cmdline", c.Cmdline)
 	add(c.CmdlineOnly, "--cmdline-only")
 	add(c.KASLR, "--kaslr")
 	add(true, "--cpus", strconv.Itoa(c.CPUs), "--memory", formatSize(c.Memory))
-	for _, d := range c.Disks {
+	add(r.root.disk.Path != "", "--root", formatDisk(r.root.disk))
+	add(r.root.persist != "", "--persist", r.root.persist)
+	for _, d := range r.given() {
 		add(true, "--disk", formatDisk(d))
 	}
+	add(c.CloudInit != "", "--cloud-init", c.CloudInit)
 	for _, n := range c.Nets {
 		add(true, "--net", formatNet(n))
 	}
