@@ -8,12 +8,12 @@ import (
 
 // Pipe is a bounded buffer of bytes between a guest and the outside, with
 // backpressure both ways. The bytes of one caller of Put stay in order. All
-// methods may be called from many goroutines, and none allocates but the first
-// Put.
+// methods may be called from many goroutines, and none allocates but a Put that
+// finds more waiting than ever before.
 type Pipe struct {
 	mu     sync.Mutex
 	size   int
-	buf    []byte // size bytes; nil before the first Put
+	buf    []byte // a ring that grows, up to size bytes; nil before the first Put
 	head   int    // index of the oldest byte
 	n      int    // bytes held
 	closed bool
@@ -24,8 +24,7 @@ type Pipe struct {
 	gone       chan struct{} // closed by Close
 }
 
-// NewPipe makes a Pipe that holds up to size bytes. The memory is taken by the
-// first Put.
+// NewPipe makes a Pipe that holds up to size bytes. Memory is taken as bytes wait.
 func NewPipe(size int) *Pipe {
 	return &Pipe{
 		size: size,
@@ -90,17 +89,37 @@ func (p *Pipe) Put(b []byte, stop <-chan struct{}) int {
 func (p *Pipe) put(b []byte) (n int, closed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.buf == nil && len(b) > 0 {
-		p.buf = make([]byte, p.size)
+	if !p.closed {
+		p.grow(p.n + len(b))
 	}
 	for !p.closed && n < len(b) && p.n < p.size {
-		tail := (p.head + p.n) % p.size
-		m := copy(p.buf[tail:min(p.size, tail+p.size-p.n)], b[n:])
+		size := len(p.buf)
+		tail := (p.head + p.n) % size
+		m := copy(p.buf[tail:min(size, tail+size-p.n)], b[n:])
 		p.n += m
 		n += m
 	}
 	p.signal()
 	return n, p.closed
+}
+
+// least is what a Pipe begins with, in bytes.
+const least = 1 << 10
+
+// grow makes the ring hold n bytes, or all that it may. p.mu is held.
+func (p *Pipe) grow(n int) {
+	n = min(n, p.size)
+	if n <= len(p.buf) {
+		return
+	}
+	size := max(least, len(p.buf))
+	for size < n {
+		size *= 2
+	}
+	buf := make([]byte, min(size, p.size))
+	first := copy(buf, p.buf[p.head:min(len(p.buf), p.head+p.n)])
+	copy(buf[first:], p.buf[:p.n-first])
+	p.buf, p.head = buf, 0
 }
 
 // Take waits for bytes, moves as many as there are and fit to b, and says how
@@ -121,8 +140,8 @@ func (p *Pipe) TakeNow(b []byte) int {
 	defer p.mu.Unlock()
 	n := 0
 	for n < len(b) && p.n > 0 {
-		m := copy(b[n:], p.buf[p.head:min(p.size, p.head+p.n)])
-		p.head = (p.head + m) % p.size
+		m := copy(b[n:], p.buf[p.head:min(len(p.buf), p.head+p.n)])
+		p.head = (p.head + m) % len(p.buf)
 		p.n -= m
 		n += m
 	}
@@ -163,6 +182,7 @@ func (p *Pipe) Close() {
 
 const (
 	outputSize  = 64 << 10
+	outputPiece = 4 << 10
 	outputDrain = time.Second
 )
 
@@ -189,7 +209,7 @@ func NewOutput(w io.Writer) *Output {
 func (o *Output) run() {
 	defer close(o.done)
 	var err error
-	for buf := make([]byte, outputSize/4); ; {
+	for buf := make([]byte, outputPiece); ; {
 		n := o.pipe.Take(buf, nil)
 		if n == 0 {
 			return

@@ -91,6 +91,21 @@ func launch(t testing.TB, cfg vmm.Config) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return start(t, g)
+}
+
+// launchIn is launch in a monitor.
+func launchIn(t testing.TB, m *vmm.Monitor, cfg vmm.Config) *running {
+	t.Helper()
+	g, err := m.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return start(t, g)
+}
+
+func start(t testing.TB, g *vmm.Guest) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, guest: g, cancel: cancel, done: make(chan struct{})}
 	go func() {

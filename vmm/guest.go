@@ -36,7 +36,6 @@ type Guest struct {
 	log      *slog.Logger
 	monitor  *Monitor
 	private  bool // the Monitor is this guest's alone
-	threads  int  // counted in the process's processors
 	image    *image
 	backends *backends
 	history  *history
@@ -86,6 +85,11 @@ func (g *Guest) Run(ctx context.Context) (Outcome, error) {
 	if g.cfg.Stdin != nil {
 		go g.feed()
 	}
+	g.mu.Lock()
+	n := threads(&g.cfg, g.place)
+	g.mu.Unlock()
+	processors.add(n)
+	defer processors.add(-n)
 	g.clock.mark(&g.clock.started)
 	defer g.clock.mark(&g.clock.ended)
 	asked := ctx.Done()

@@ -152,8 +152,6 @@ func (m *Monitor) admit(g *Guest) error {
 		return err
 	}
 	g.place = p
-	g.threads = threads(&g.cfg, p)
-	processors.add(g.threads)
 	m.guests = append(m.guests, g)
 	return nil
 }
@@ -164,7 +162,6 @@ func (m *Monitor) dismiss(g *Guest) {
 	defer m.mu.Unlock()
 	if i := slices.Index(m.guests, g); i >= 0 {
 		m.guests = slices.Delete(m.guests, i, i+1)
-		processors.add(-g.threads)
 	}
 }
 
@@ -223,7 +220,9 @@ func threads(cfg *Config, p *place) int {
 }
 
 // processors keeps GOMAXPROCS at what this process needs, for all Monitors: the
-// host's CPUs and the threads of all guests.
+// host's CPUs and the threads of all guests that run. A guest that is only built
+// does not count, also because the TCP of each user-mode network starts as many
+// goroutines as there are processors at its making.
 var processors processorCount
 
 type processorCount struct {
