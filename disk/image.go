@@ -3,13 +3,16 @@ package disk
 import (
 	"fmt"
 	"io"
+
+	"disco/disk/qcow2"
 )
 
 // Format is the way that an image's bytes are laid out in its file.
 type Format string
 
 // The formats that Open knows. The empty Format stands for whichever of them the
-// file is in.
+// file looks like. A guest that writes a raw image can make it look like any other,
+// so name the format of one whose guest is not trusted.
 const (
 	FormatRaw   Format = "raw"
 	FormatQCOW2 Format = "qcow2"
@@ -56,15 +59,43 @@ type Options struct {
 	// Base is read in place of the backing file that the image names, which is then
 	// not opened. It is not closed with the image.
 	Base Base
+
+	above []*file // the images that stand on this one
 }
 
 // Open opens the image at path and locks it until Close: read-only openers share
 // it, a writer has it alone.
 func Open(path string, o Options) (Image, error) {
-	switch o.Format {
-	case "", FormatRaw:
-		return OpenRaw(path, o.ReadOnly, o.Direct)
-	default:
-		return nil, fmt.Errorf("disk %s: the format %s is not known; there are raw and qcow2", path, o.Format)
+	f, err := openFile(path, o.ReadOnly, o.Direct)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
+	img, err := o.image(f)
+	if err != nil {
+		f.close()
+		return nil, fmt.Errorf("disk %s: %w", path, err)
+	}
+	return img, nil
+}
+
+// image makes an Image of an open file, which it then owns.
+func (o *Options) image(f *file) (Image, error) {
+	format := o.Format
+	if format == "" {
+		format = FormatRaw
+		var b [4]byte
+		if err := (container{f}).ReadV([][]byte{b[:]}, 0); err != nil {
+			return nil, err
+		}
+		if qcow2.IsImage(b[:]) {
+			format = FormatQCOW2
+		}
+	}
+	switch format {
+	case FormatRaw:
+		return newRaw(f, o.WriteThrough)
+	case FormatQCOW2:
+		return o.layer(f)
+	}
+	return nil, fmt.Errorf("the format %q is not known; there are raw and qcow2", string(format))
 }

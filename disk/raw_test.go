@@ -255,7 +255,7 @@ func TestRawDiscardAndZero(t *testing.T) {
 		{"discard", (*Raw).Discard},
 		{"zeroes", func(r *Raw, off, n int64) error { return r.WriteZeroes(off, n, false) }},
 		{"zeroes, unmapped", func(r *Raw, off, n int64) error { return r.WriteZeroes(off, n, true) }},
-		{"zeroes, written", (*Raw).writeZeroes},
+		{"zeroes, written", func(r *Raw, off, n int64) error { return r.file.writeZeroes(off, n) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := image(t, size)

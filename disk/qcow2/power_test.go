@@ -367,7 +367,7 @@ func TestPowerCuts(t *testing.T) {
 		cluster, refOrder, cursor, steps := int64(512)<<(seed%4), uint(2+seed%5), int64(0), 60
 		if seed%10 == 8 {
 			// Soon it needs another refcount block, and then a larger table.
-			cluster, refOrder, cursor, steps = 512, 6, 64*64-100, 20
+			cluster, refOrder, cursor, steps = 512, 6, 64*64-24, 30
 		}
 		size := 80*cluster + 512*int64(seed%7)
 		base, name := pattern(0), ""
