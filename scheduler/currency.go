@@ -214,14 +214,14 @@ func (t *Ticket) leave() {
 	if t.competes() {
 		t.compete(false)
 	}
-	from := &t.in.ledger.base.backing
+	var all *[]*Ticket
 	if t.holder != nil {
-		from = &t.holder.held
+		all = &t.holder.held
 	} else {
-		from = &t.backs.backing
+		all = &t.backs.backing
 	}
-	i := slices.Index(*from, t)
-	*from = slices.Delete(*from, i, i+1)
+	i := slices.Index(*all, t)
+	*all = slices.Delete(*all, i, i+1)
 	t.in.ledger.generation++
 }
 

@@ -128,8 +128,15 @@ func (h *Hierarchy) Done(c *Client, used int64) {
 		return
 	}
 	h.Charge(c, used)
-	c.state = waiting
-	h.ready(c.at, 1)
+	h.Return(c)
+}
+
+// Return implements Policy.
+func (h *Hierarchy) Return(c *Client) {
+	if c.state == running {
+		c.state = waiting
+		h.ready(c.at, 1)
+	}
 }
 
 // Charge implements Policy.

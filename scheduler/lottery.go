@@ -101,7 +101,6 @@ func (l *Lottery) Next() *Client {
 	c := l.draw.find(l.rng.Uint64N(total))
 	l.draw.remove(c)
 	c.state = running
-	c.draws = c.weight
 	return c
 }
 
@@ -111,8 +110,15 @@ func (l *Lottery) Done(c *Client, used int64) {
 		return
 	}
 	l.Charge(c, used)
-	c.state = waiting
-	l.draw.add(c)
+	l.Return(c)
+}
+
+// Return implements Policy.
+func (l *Lottery) Return(c *Client) {
+	if c.state == running {
+		c.state = waiting
+		l.draw.add(c)
+	}
 }
 
 // Charge implements Policy. Of a client that runs it sets the compensation, for

@@ -73,6 +73,8 @@ type Policy interface {
 	Next() *Client
 	// Done says that c, which Next chose, has used so much and wants more.
 	Done(c *Client, used int64)
+	// Return puts back c, which Next chose, as if it had not been.
+	Return(c *Client)
 	// Charge says that c has used so much without having been chosen.
 	Charge(c *Client, used int64)
 	// Before says whether c, which does not take part, would be served before

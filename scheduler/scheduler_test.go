@@ -412,9 +412,9 @@ func TestStorm(t *testing.T) {
 				cs = append(cs, NewClient(i, (1+r.Uint64N(MaxTickets))*One))
 			}
 			running := map[*Client]bool{}
-			for step := range 200_000 {
+			for step := range 40_000 {
 				c := cs[r.IntN(len(cs))]
-				switch r.IntN(9) {
+				switch r.IntN(10) {
 				case 0, 1:
 					p.Join(c)
 				case 2:
@@ -447,6 +447,9 @@ func TestStorm(t *testing.T) {
 					delete(running, c)
 				case 8:
 					p.Charge(c, r.Int64N(1<<40))
+				case 9:
+					p.Return(c)
+					delete(running, c)
 				}
 				part := 0
 				for _, c := range cs {

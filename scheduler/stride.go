@@ -148,6 +148,14 @@ func (s *Stride) Done(c *Client, used int64) {
 	s.push(c)
 }
 
+// Return implements Policy.
+func (s *Stride) Return(c *Client) {
+	if c.state == running {
+		c.state = waiting
+		s.insert(c)
+	}
+}
+
 // Charge implements Policy.
 func (s *Stride) Charge(c *Client, used int64) {
 	s.charge(c, used)
@@ -189,6 +197,10 @@ func (s *Stride) less(a, b *Client) bool {
 func (s *Stride) push(c *Client) {
 	s.turn++
 	c.turn = s.turn
+	s.insert(c)
+}
+
+func (s *Stride) insert(c *Client) {
 	c.at = len(s.queue)
 	s.queue = append(s.queue, c)
 	s.up(c.at)
