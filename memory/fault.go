@@ -3,7 +3,6 @@ package memory
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"disco/memory/arena"
@@ -75,7 +74,7 @@ func (v *View) read() {
 	for {
 		n, err := v.uf.Read(events[:])
 		if err != nil {
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if !errors.Is(err, uffd.ErrStopped) {
 				panic(fmt.Sprintf("memory: read a userfaultfd: %v", err))
 			}
 			return

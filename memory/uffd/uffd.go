@@ -14,8 +14,6 @@ package uffd
 import (
 	"errors"
 	"fmt"
-	"os"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -58,11 +56,19 @@ const (
 // before it tries again.
 var ErrChanging = errors.New("userfaultfd: a mapping is being moved")
 
+// ErrStopped is what Read returns after Stop.
+var ErrStopped = errors.New("userfaultfd: stopped")
+
 // FD is one userfaultfd. Its methods may be called from many goroutines, but
 // Read from one at a time, and Close after all others.
+//
+// Whoever reads waits in the kernel, on a thread of its own, and not in Go's
+// poller: that is looked at for sure only every 10 ms while other threads wait in
+// the kernel, as those do that wait for the events to be read.
 type FD struct {
-	file *os.File // in Go's poller: who reads holds no thread
 	fd   uintptr
+	stop int // an eventfd
+	wait [2]unix.PollFd
 	buf  [MaxEvents * messageSize]byte
 }
 
@@ -110,7 +116,12 @@ func Open() (*FD, error) {
 		}
 		return nil, fmt.Errorf("userfaultfd: handshake: %w", errno)
 	}
-	return &FD{file: os.NewFile(fd, "userfaultfd"), fd: fd}, nil
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(int(fd))
+		return nil, fmt.Errorf("userfaultfd: eventfd: %w", err)
+	}
+	return &FD{fd: fd, stop: stop, wait: [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}}, nil
 }
 
 // span is struct uffdio_range.
@@ -195,9 +206,9 @@ func (u *FD) Wake(b []byte) error {
 
 // Read waits for events and puts the faults among them into dst, whose length
 // is MaxEvents or more. None is no error: moves are read too, and swallowed. It
-// returns os.ErrDeadlineExceeded after Stop.
+// returns ErrStopped after Stop.
 func (u *FD) Read(dst []Event) (int, error) {
-	got, err := u.file.Read(u.buf[:])
+	got, err := u.read()
 	if err != nil {
 		return 0, err
 	}
@@ -218,8 +229,31 @@ func (u *FD) Read(dst []Event) (int, error) {
 	return n, nil
 }
 
+func (u *FD) read() (int, error) {
+	for {
+		if _, err := unix.Poll(u.wait[:], -1); err != nil && err != unix.EINTR {
+			return 0, fmt.Errorf("userfaultfd: poll: %w", err)
+		}
+		if u.wait[1].Revents != 0 {
+			return 0, ErrStopped
+		}
+		switch got, err := unix.Read(int(u.fd), u.buf[:]); err {
+		case nil:
+			return got, nil
+		case unix.EAGAIN, unix.EINTR:
+		default:
+			return 0, fmt.Errorf("userfaultfd: read: %w", err)
+		}
+	}
+}
+
 // Stop ends a Read that waits, and all later ones.
-func (u *FD) Stop() error { return u.file.SetReadDeadline(time.Unix(1, 0)) }
+func (u *FD) Stop() error {
+	_, err := unix.Write(u.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	return err
+}
 
 // Close ends all registrations, which lets every waiting thread go on.
-func (u *FD) Close() error { return u.file.Close() }
+func (u *FD) Close() error {
+	return errors.Join(unix.Close(int(u.fd)), unix.Close(u.stop))
+}

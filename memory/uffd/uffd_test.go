@@ -159,7 +159,7 @@ func TestHostStop(t *testing.T) {
 	if err := u.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := <-done; !errors.Is(err, ErrStopped) {
 		t.Error(err)
 	}
 }
