@@ -149,6 +149,9 @@ func (p *pool) close() error {
 	return errors.Join(errs...)
 }
 
+// CanShare says whether this Space has what Share needs.
+func (s *Space) CanShare() bool { return s.words != nil }
+
 // Share makes the pages of r, which their arena must have, guest memory from p
 // on: every View maps them, for reading only, and Home's own pages are freed.
 // What was there is lost, as if a device had written r's bytes. The first to

@@ -16,7 +16,12 @@ type Chain struct {
 	Readable [][]byte
 	// Writable are the buffers that the device fills for the driver.
 	Writable [][]byte
+	// Room, of a chain that was taken by NextRoom, are those buffers in place of
+	// Writable: guest memory, but not pinned.
+	Room []Buffer
 
+	space    *memory.Space
+	roomy    bool // from NextRoom
 	head     uint16
 	taken    bool     // from Next to Done
 	segments [][]byte // behind Readable, then Writable
@@ -25,14 +30,31 @@ type Chain struct {
 	pins     []pin
 }
 
+// Buffer is a piece of guest memory.
+type Buffer struct {
+	Addr memory.GPA
+	Len  int // bytes
+}
+
+// Claim pins a part of Room to be written, until Queue.Done, and appends its
+// bytes to dst. It does not allocate when dst has room.
+func (c *Chain) Claim(dst [][]byte, b Buffer) ([][]byte, error) {
+	dst, err := c.space.Pin(dst, b.Addr, b.Len, memory.Write)
+	if err != nil {
+		return dst, fmt.Errorf("buffer %#x+%#x: %w", uint64(b.Addr), b.Len, err)
+	}
+	c.pins = append(c.pins, pin{b.Addr, b.Len, memory.Write})
+	return dst, nil
+}
+
 // add pins one descriptor's buffer. A driver puts the writable buffers after
 // the readable ones, and no more than 2^32 bytes in all (virtio 1.2 §2.7.4.2,
 // §2.7.5.2).
-func (c *Chain) add(s *memory.Space, d descriptor) error {
+func (c *Chain) add(d descriptor) error {
 	acc := memory.Read
 	if d.flags&flagWrite != 0 {
 		acc = memory.Write
-	} else if c.readable < len(c.segments) {
+	} else if c.readable < len(c.segments) || len(c.Room) > 0 {
 		return errors.New("a readable buffer follows a writable one")
 	}
 	if d.len == 0 {
@@ -41,7 +63,14 @@ func (c *Chain) add(s *memory.Space, d descriptor) error {
 	if c.total += uint64(d.len); c.total > math.MaxUint32 {
 		return errors.New("the chain is longer than 4 GiB")
 	}
-	segments, err := s.Pin(c.segments, d.addr, int(d.len), acc)
+	if acc == memory.Write && c.roomy {
+		if err := c.space.Check(d.addr, int(d.len)); err != nil {
+			return fmt.Errorf("buffer %#x+%#x: %w", uint64(d.addr), d.len, err)
+		}
+		c.Room = append(c.Room, Buffer{d.addr, int(d.len)})
+		return nil
+	}
+	segments, err := c.space.Pin(c.segments, d.addr, int(d.len), acc)
 	if err != nil {
 		return fmt.Errorf("buffer %#x+%#x: %w", uint64(d.addr), d.len, err)
 	}
@@ -54,11 +83,11 @@ func (c *Chain) add(s *memory.Space, d descriptor) error {
 }
 
 // clear unpins everything.
-func (c *Chain) clear(s *memory.Space) {
+func (c *Chain) clear() {
 	for _, p := range c.pins {
-		s.Unpin(p.addr, p.n, p.acc)
+		c.space.Unpin(p.addr, p.n, p.acc)
 	}
-	*c = Chain{segments: c.segments[:0], pins: c.pins[:0]}
+	*c = Chain{segments: c.segments[:0], pins: c.pins[:0], Room: c.Room[:0]}
 }
 
 type pin struct {

@@ -125,6 +125,9 @@ func (q *Queue) unpin() {
 // Index is the queue's number on its device.
 func (q *Queue) Index() int { return q.index }
 
+// Space is the guest's memory.
+func (q *Queue) Space() *memory.Space { return q.space }
+
 // Size is the number of descriptors.
 func (q *Queue) Size() uint16 { return q.size }
 
@@ -132,16 +135,24 @@ func (q *Queue) Size() uint16 { return q.size }
 // when the device is stopping. If the driver broke the ring, the device stops
 // (NEEDS_RESET) and Next returns false from then on. Every chain taken must be
 // given back with Done, also after Stop began.
-func (q *Queue) Next(c *Chain) bool {
+func (q *Queue) Next(c *Chain) bool { return q.nextChain(c, false) }
+
+// NextRoom is Next for a device that need not write all that it fills: the
+// writable buffers are in Chain.Room, for the device to share pages with, or to
+// Claim.
+func (q *Queue) NextRoom(c *Chain) bool { return q.nextChain(c, true) }
+
+func (q *Queue) nextChain(c *Chain, roomy bool) bool {
 	if c.taken {
 		panic("virtio: Next on a chain that was not given back")
 	}
 	if !q.ready() {
 		return false
 	}
-	c.clear(q.space)
+	c.clear()
+	c.space, c.roomy = q.space, roomy
 	if err := q.take(c); err != nil {
-		c.clear(q.space)
+		c.clear()
 		q.Fail(err)
 		return false
 	}
@@ -181,7 +192,7 @@ func (q *Queue) take(c *Chain) error {
 			}
 			break
 		}
-		if err := c.add(q.space, d); err != nil {
+		if err := c.add(d); err != nil {
 			return err
 		}
 		if d.flags&flagNext == 0 {
@@ -225,7 +236,7 @@ func (q *Queue) takeIndirect(c *Chain, t descriptor, left uint16) error {
 		if d.flags&flagIndirect != 0 {
 			return errors.New("indirect descriptor inside an indirect table")
 		}
-		if err := c.add(q.space, d); err != nil {
+		if err := c.add(d); err != nil {
 			return err
 		}
 		if d.flags&flagNext == 0 {
@@ -243,7 +254,7 @@ func (q *Queue) Done(c *Chain, written uint32) {
 		panic("virtio: Done on a chain that was not taken")
 	}
 	head := c.head
-	c.clear(q.space)
+	c.clear()
 	if q.broken.Load() {
 		return
 	}

@@ -2,7 +2,9 @@
 // and carries them out on a Backend, one worker per queue.
 //
 // Done: many queues, reads, writes, flushes, discards, writing zeroes, the
-// device's name (GET_ID), read-only disks.
+// device's name (GET_ID), read-only disks. A read of whole pages that the Backend
+// has in memory, in pages that guests may map, is answered by mapping them into
+// the guest; see [Lender].
 //
 // Not done: a writeback switch (CONFIG_WCE; the cache is always writeback, and
 // drivers that know no flush get write-through), lifetime, secure erase, zones,
@@ -16,7 +18,9 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"disco/memory"
 	"disco/virtio"
 )
 
@@ -69,6 +73,7 @@ type Config struct {
 	Backend Backend // not owned
 	Queues  int     // 1 to MaxQueues; others are brought into that range
 	ID      string  // what GET_ID says, cut to 20 bytes
+	Share   Share   // whether to map pages, if Backend is a Lender and memory can
 	// Log gets one line, at the first error of the Backend; the guest sees every
 	// one as an I/O error. Nil for none.
 	Log *slog.Logger
@@ -83,7 +88,11 @@ type Device struct {
 	features uint64
 	config   [60]byte
 
+	share       Share
+	born        time.Time
 	log         *slog.Logger
+	mapped      atomic.Uint64 // bytes of reads
+	copied      atomic.Uint64
 	hostErrors  atomic.Uint64
 	badRequests atomic.Uint64
 
@@ -96,6 +105,8 @@ func New(c Config) *Device {
 	d := &Device{
 		backend: c.Backend, queues: min(max(c.Queues, 1), MaxQueues),
 		sectors:  uint64(c.Backend.Size()) / SectorSize,
+		share:    c.Share,
+		born:     time.Now(),
 		log:      c.Log,
 		features: featureSegMax | featureBlockSize | featureFlush,
 	}
@@ -152,6 +163,11 @@ func (d *Device) WriteConfig(uint64, []byte) {}
 // HostErrors counts the requests that the Backend failed.
 func (d *Device) HostErrors() uint64 { return d.hostErrors.Load() }
 
+// Mapped is the bytes of reads that were answered by mapping pages, Copied of
+// those that were copied, at all Starts together.
+func (d *Device) Mapped() uint64 { return d.mapped.Load() }
+func (d *Device) Copied() uint64 { return d.copied.Load() }
+
 // BadRequests counts the requests that were refused before they reached the
 // Backend.
 func (d *Device) BadRequests() uint64 { return d.badRequests.Load() }
@@ -161,9 +177,14 @@ func (d *Device) Start(features uint64, queues []*virtio.Queue) error {
 	if len(queues) != d.queues {
 		return fmt.Errorf("blk: %d queues, not %d", len(queues), d.queues)
 	}
+	var lender Lender
+	var policy *policy
 	for _, q := range queues {
 		if q != nil {
-			w := &worker{d: d, q: q, features: features}
+			if lender == nil {
+				lender, policy = d.sharing(q.Space())
+			}
+			w := &worker{d: d, q: q, features: features, lender: lender, policy: policy}
 			d.workers.Go(w.run)
 		}
 	}
@@ -175,6 +196,18 @@ func (d *Device) Start(features uint64, queues []*virtio.Queue) error {
 		}
 	}
 	return nil
+}
+
+// sharing is the Lender, if its pages can be mapped, and who decides which.
+func (d *Device) sharing(s *memory.Space) (Lender, *policy) {
+	lender, ok := d.backend.(Lender)
+	switch {
+	case !ok || d.share == ShareNever || !s.CanShare():
+		return nil, nil
+	case d.share == ShareAlways:
+		return lender, nil
+	}
+	return lender, newPolicy(s)
 }
 
 // Stop waits for the requests under way.

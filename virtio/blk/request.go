@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 
+	"disco/memory"
 	"disco/virtio"
 )
 
@@ -36,6 +37,13 @@ type worker struct {
 	q        *virtio.Queue
 	features uint64 // as negotiated
 
+	lender Lender  // or nil
+	policy *policy // nil to share always
+
+	// What is to be copied to, and from where on the disk.
+	claimed   [][]byte
+	claimedAt int64
+
 	chain    virtio.Chain
 	header   [headerSize]byte
 	segments [maxSegments * segmentSize]byte
@@ -43,7 +51,7 @@ type worker struct {
 
 func (w *worker) run() {
 	for w.q.Wait() {
-		for w.q.Next(&w.chain) {
+		for w.next() {
 			written, err := w.serve(&w.chain)
 			if err != nil {
 				w.q.Fail(err)
@@ -54,35 +62,95 @@ func (w *worker) run() {
 	}
 }
 
+func (w *worker) next() bool {
+	if w.lender != nil {
+		return w.q.NextRoom(&w.chain)
+	}
+	return w.q.Next(&w.chain)
+}
+
 // serve carries out one request. Its answer goes to the last writable byte,
 // wherever descriptors begin and end (virtio 1.2 §5.2.6.4).
 func (w *worker) serve(c *virtio.Chain) (written uint32, err error) {
 	if c.Read(w.header[:]) < headerSize {
 		return 0, errNoHeader
 	}
-	last := len(c.Writable) - 1
-	if last < 0 {
-		return 0, errNoStatus
+	kind, sector := binary.LittleEndian.Uint32(w.header[0:]), binary.LittleEndian.Uint64(w.header[8:])
+	var status []byte
+	if w.lender != nil {
+		status, written, err = w.claim(c, kind)
+	} else {
+		status, written, err = takeStatus(c)
 	}
-	buf := c.Writable[last]
-	status := buf[len(buf)-1:]
-	if c.Writable[last] = buf[:len(buf)-1]; len(buf) == 1 {
-		c.Writable = c.Writable[:last]
+	if err != nil {
+		return 0, err
 	}
-	written = uint32(virtio.Len(c.Writable)) + 1
-	status[0] = w.answer(c, binary.LittleEndian.Uint32(w.header[0:]), binary.LittleEndian.Uint64(w.header[8:]))
+	status[0] = w.answer(c, kind, sector, uint64(written)-1)
 	return written, nil
 }
 
-func (w *worker) answer(c *virtio.Chain, kind uint32, sector uint64) byte {
+// takeStatus takes the status off the writable buffers, and says how many bytes
+// there are with it.
+func takeStatus(c *virtio.Chain) (status []byte, n uint32, err error) {
+	last := len(c.Writable) - 1
+	if last < 0 {
+		return nil, 0, errNoStatus
+	}
+	n = uint32(virtio.Len(c.Writable))
+	buf := c.Writable[last]
+	if c.Writable[last] = buf[:len(buf)-1]; len(buf) == 1 {
+		c.Writable = c.Writable[:last]
+	}
+	return buf[len(buf)-1:], n, nil
+}
+
+// claim does it for a chain with room. All but a read's data becomes Writable.
+func (w *worker) claim(c *virtio.Chain, kind uint32) (status []byte, n uint32, err error) {
+	last := len(c.Room) - 1
+	if last < 0 {
+		return nil, 0, errNoStatus
+	}
+	for _, b := range c.Room {
+		n += uint32(b.Len)
+	}
+	buf := &c.Room[last]
+	buf.Len--
+	w.claimed, err = c.Claim(w.claimed[:0], virtio.Buffer{Addr: buf.Addr + memory.GPA(buf.Len), Len: 1})
+	if err != nil {
+		return nil, 0, err
+	}
+	status = w.claimed[0]
+	if buf.Len == 0 {
+		c.Room = c.Room[:last]
+	}
+	w.claimed = w.claimed[:0]
+	if kind == typeIn {
+		return status, n, nil
+	}
+	for _, b := range c.Room {
+		if c.Writable, err = c.Claim(c.Writable, b); err != nil {
+			return nil, 0, err
+		}
+	}
+	return status, n, nil
+}
+
+// answer carries out a request with n bytes for the driver.
+func (w *worker) answer(c *virtio.Chain, kind uint32, sector, n uint64) byte {
 	switch kind {
 	case typeIn:
-		n := uint64(virtio.Len(c.Writable))
 		off, ok := w.place(sector, n)
 		if !ok || n > maxTransfer {
 			return w.refuse(statusIOError)
 		}
-		return w.result(w.d.backend.ReadV(c.Writable, off))
+		if w.lender != nil {
+			return w.result(w.read(c, off))
+		}
+		err := w.d.backend.ReadV(c.Writable, off)
+		if err == nil {
+			w.d.copied.Add(n)
+		}
+		return w.result(err)
 	case typeOut:
 		n := uint64(virtio.Len(c.Readable))
 		off, ok := w.place(sector, n)
