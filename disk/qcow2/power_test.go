@@ -235,6 +235,9 @@ func powerRun(t *testing.T, seed uint64, start []byte, size int64, base pattern,
 		m.flushed(first)
 	}
 	rate := 0.02 + 0.2*rng.Float64()
+	if cursor > 0 {
+		rate = 0.5
+	}
 	f.before = func(what string) {
 		if t.Failed() || rng.Float64() > rate {
 			return
