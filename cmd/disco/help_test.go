@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	at := -1
 	for _, want := range []string{
 		"disco boots Linux guests on KVM.", "Exit codes:", "124  the guest was still running",
-		"Guests:\n  run ", "This machine:\n  bench ", "  check ", "  lab ", "This program:\n  completion ", "  version ",
+		"Guests:\n  run ", "  up ", "This machine:\n  bench ", "  check ", "  lab ", "This program:\n  completion ", "  version ",
 	} {
 		i := strings.Index(text, want)
 		if i <= at {
@@ -67,6 +67,10 @@ func TestCompletion(t *testing.T) {
 		"run --console ": {"virtio", "serial"},
 		"run --net ":     {"user", "tap=", "none"},
 		"run --ker":      {"--kernel"},
+		"u":              {"up"},
+		"up --host ":     {"auto", "here", "lab"},
+		"up --con":       {"--console-dir"},
+		"up ":            {"yaml", "yml"},
 	} {
 		w := newWorld(t)
 		if code := w.disco(append([]string{"__complete"}, strings.Split(args, " ")...)...); code != 0 {

@@ -255,7 +255,7 @@ func (m *member) find(problem string) compose.Pos {
 	noun = strings.TrimSuffix(noun, ":")
 	at, best := m.entry.Pos, -1
 	for _, s := range m.entry.Settings {
-		if s.Key != noun && s.Key != noun+"s" {
+		if s.Key != noun && s.Key != noun+"s" && (s.Key != "root" || noun != "disk") {
 			continue
 		}
 		// Of several, the one whose value is told; the first if none is.

@@ -473,3 +473,25 @@ func TestPTY(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// TestUpExample: the example is in order, and the manual has all keys.
+func TestUpExample(t *testing.T) {
+	w := newFleetWorld(t)
+	if code := w.disco("up", "--host", "here", "../../examples/guests.yaml"); code != 0 || len(w.built) != 4 {
+		t.Fatalf("exit code %d, %d guests: %s", code, len(w.built), &w.err)
+	}
+	if f := w.built[1].cfg.Nets[0].Forwards[0]; f.HostPort != 8082 {
+		t.Errorf("web-2 forwards %v", f)
+	}
+	manual, err := os.ReadFile("../../docs/up.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &up{fleet: fleet{world: &w.world}}
+	s := u.schema()
+	for key := range s.Guest {
+		if !strings.Contains(string(manual), "`"+key+"`") {
+			t.Errorf("docs/up.md does not have the key %s", key)
+		}
+	}
+}
