@@ -86,7 +86,7 @@ fuzz: tiny ## run every fuzz target, FUZZTIME each
 .PHONY: guest
 guest: ## fetch the default guest's kernel and build its initrd
 	@scripts/debian guest
-	@if [ -e build/guest/fetched ]; then $(MAKE) -s build/guest/initrd.img build/guest/numa.img; fi
+	@if [ -e build/guest/fetched ]; then $(MAKE) -s build/guest/initrd.img build/guest/numa.img build/guest/storage.img; fi
 
 build/guest/initrd.img: build/guest/fetched integration/guest/mkinitrd/udhcpc.sh $(shell find integration/guest integration/initramfs -name '*.go')
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/init ./integration/guest/init
@@ -96,6 +96,11 @@ build/guest/initrd.img: build/guest/fetched integration/guest/mkinitrd/udhcpc.sh
 build/guest/numa.img: build/guest/fetched $(shell find integration/guest/numa integration/guest/workload integration/guest/mkinitrd integration/initramfs -name '*.go')
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/numa ./integration/guest/numa
 	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/numa -drivers virtio_pci,vmw_vsock_virtio_transport -modules build/guest/modules
+
+# The guest of the benchmarks of disks; QEMU's microvm has its disks on virtio-mmio.
+build/guest/storage.img: build/guest/fetched $(shell find integration/guest/storage integration/guest/mkinitrd integration/initramfs -name '*.go')
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/storage ./integration/guest/storage
+	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/storage -drivers virtio_pci,virtio_mmio,virtio_blk -modules build/guest/modules
 
 .PHONY: stress
 stress: guest ## fetch stress-ng and build an initrd with it
@@ -136,7 +141,7 @@ build/tools/staticcheck:
 
 .PHONY: clean
 clean: ## remove what was built, but not what was fetched
-	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img build/guest/numa build/guest/numa.img build/guest/stress.img $(TINY_ELFS)
+	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img build/guest/numa build/guest/numa.img build/guest/storage build/guest/storage.img build/guest/stress.img $(TINY_ELFS)
 
 .PHONY: distclean
 distclean: clean ## remove what was fetched, too
