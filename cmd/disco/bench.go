@@ -127,6 +127,7 @@ type benchNUMA struct {
 	nodes    []numa.Node
 	fake     int
 	out      string
+	resume   bool
 	problems []error
 }
 
@@ -163,6 +164,7 @@ func (b *benchNUMA) command() *cobra.Command {
 	f.StringVar(&b.o.Kernel, "kernel", "", "the guest's kernel in `FILE` (default: the default guest's)")
 	f.StringVar(&b.o.Initrd, "initrd", "", "the guest's initrd in `FILE` (default: numa.img beside the default guest's)")
 	f.StringVar(&b.out, "out", "numa", "write `FILE`.json and FILE.svg")
+	f.BoolVar(&b.resume, "resume", false, "go on with FILE.json, which is written after each policy: what it has of the same work is not measured again")
 	for _, name := range noted {
 		// It fails only for a flag that does not exist.
 		if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
@@ -243,6 +245,12 @@ func (b *benchNUMA) run(ctx context.Context) error {
 	if err := b.artefacts(); err != nil {
 		return &vmm.HostError{Err: err}
 	}
+	if b.resume {
+		if b.o.Resume, err = locality.Load(b.out + ".json"); err != nil {
+			return err
+		}
+	}
+	b.o.Keep = func(r *locality.Results) error { return r.Result(b.setting(r, inLab)).Write(b.out + ".json") }
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	results, err := b.benchNUMA(ctx, b.o)
@@ -275,16 +283,23 @@ func (b *benchNUMA) artefacts() error {
 	return nil
 }
 
-// report prints the results and writes the files.
-func (b *benchNUMA) report(r *locality.Results, inLab bool) error {
+// setting is what was measured on what.
+func (b *benchNUMA) setting(r *locality.Results, inLab bool) string {
 	setting := fmt.Sprintf("A guest with %d CPUs on %s", r.CPUs, b.o.Topology)
-	models := []locality.Model{{Name: "Disco's 300/900 ns", Latency: locality.DiscoLatency}}
 	switch {
 	case inLab:
 		setting += "\nIn the lab, whose CPUs are emulated: shares and counts mean something, times do not; latencies are not measured."
 	case !b.o.Topology.Real():
 		setting += "\nThe nodes are not real: what is local here says nothing about this machine."
-	default:
+	}
+	return setting
+}
+
+// report prints the results and writes the files.
+func (b *benchNUMA) report(r *locality.Results, inLab bool) error {
+	setting := b.setting(r, inLab)
+	models := []locality.Model{{Name: "Disco's 300/900 ns", Latency: locality.DiscoLatency}}
+	if !inLab && b.o.Topology.Real() {
 		fmt.Fprintln(b.stderr, "bench: measuring this machine's latencies")
 		l, err := locality.Measure(b.o.Topology, b.o.Topology.Nodes())
 		if err != nil {

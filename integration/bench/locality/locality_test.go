@@ -476,3 +476,55 @@ func Example_roundDigits() {
 	fmt.Println(roundDigits(123456), roundDigits(99), roundDigits(0))
 	// Output: 120000 99 1
 }
+
+// TestResume: what a benchmark that was broken off has of the same work is not done again.
+func TestResume(t *testing.T) {
+	o := Options{
+		Nodes: []numa.Node{0, 1}, CPUs: 2, Size: 1 << 20, Rounds: 8, Visits: 100,
+		Policies: []Policy{Off, Interleave, Full}, Workloads: []string{"private", "moving"}, Progress: io.Discard,
+	}
+	run := func(p Policy, name string, threads ...int) *Run {
+		return &Run{Policy: p, Workload: name, Spec: o.spec(name, 100, threads), Settled: NewTally(o.Nodes)}
+	}
+	was := &Results{
+		Runs:  []*Run{run(Off, "private", 0, 1), run(Off, "moving", 0), run(Interleave, "private", 0, 1), run(Full, "private", 0, 1)},
+		Nodes: 2, CPUs: 2, MaxMoves: o.maxMoves(), Tables: []Tables{{Policy: Off}, {Policy: Full}}, Retried: []string{"off: lost"},
+	}
+	path := filepath.Join(t.TempDir(), "r.json")
+	if err := was.Result("a test").Write(path); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if o.Resume, err = Load(path); err != nil {
+		t.Fatal(err)
+	}
+	b := &benchmark{o: &o, results: &Results{}}
+	if err := b.resume(); err != nil {
+		t.Fatal(err)
+	}
+	// Full was not moved yet, and Interleave never is.
+	if want := []Policy{Off, Interleave}; !slices.Equal(b.done, want) {
+		t.Errorf("it takes over %v, want %v", b.done, want)
+	}
+	if r := b.results; len(r.Runs) != 3 || len(r.Tables) != 1 || len(r.Retried) != 2 || !strings.HasPrefix(r.Retried[1], "full:") {
+		t.Errorf("it goes on with %+v", r)
+	}
+
+	o.Visits = 200
+	if err := (&benchmark{o: &o, results: &Results{}}).resume(); err == nil || !strings.Contains(err.Error(), "other work") {
+		t.Errorf("results of other work: %v", err)
+	}
+	o.CPUs = 4
+	if err := (&benchmark{o: &o, results: &Results{}}).resume(); err == nil || !strings.Contains(err.Error(), "2 CPUs") {
+		t.Errorf("results of another guest: %v", err)
+	}
+	if r, err := Load(filepath.Join(t.TempDir(), "none")); r != nil || err != nil {
+		t.Errorf("no file: %v, %v", r, err)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "r.json") {
+		t.Errorf("half a file: %v", err)
+	}
+}

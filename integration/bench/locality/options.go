@@ -33,9 +33,11 @@ type Options struct {
 
 	Thresholds balance.Config // without its Policy
 
-	BootTimeout time.Duration // of each guest; 0 for two minutes
-	Emulated    bool          // this host is: a guest that is lost is booted once more
-	Progress    io.Writer     // what is being done; nil for nothing
+	BootTimeout time.Duration        // of each guest; 0 for two minutes
+	Emulated    bool                 // this host is: a guest that is lost is booted once more
+	Resume      *Results             // of the same work, which was broken off: the policies that it has whole are not run again
+	Keep        func(*Results) error // is given the results so far after each policy; or nil
+	Progress    io.Writer            // what is being done; nil for nothing
 }
 
 const (

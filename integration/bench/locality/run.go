@@ -24,8 +24,14 @@ func Benchmark(ctx context.Context, o Options) (results *Results, err error) {
 	}
 	defer func() { err = errors.Join(err, balancing.restore()) }()
 	b := &benchmark{o: &o, before: secPageTables(o.Nodes), results: &Results{Nodes: len(o.Nodes), CPUs: o.CPUs, MaxMoves: o.maxMoves()}}
+	if err := b.resume(); err != nil {
+		return nil, err
+	}
 	wide := slices.DeleteFunc(slices.Clone(o.Workloads), func(w string) bool { return w == "moving" })
 	for _, p := range o.Policies {
+		if slices.Contains(b.done, p) {
+			continue
+		}
 		if err := balancing.set(p == AutoNUMA); err != nil {
 			return b.results, err
 		}
@@ -37,6 +43,11 @@ func Benchmark(ctx context.Context, o Options) (results *Results, err error) {
 		if slices.Contains(o.Workloads, "moving") && p.moves() {
 			if err := b.boot(ctx, p, []string{"moving"}, true); err != nil {
 				return b.results, fmt.Errorf("%s: %w", p, err)
+			}
+		}
+		if o.Keep != nil {
+			if err := o.Keep(b.results); err != nil {
+				return b.results, err
 			}
 		}
 	}
@@ -53,6 +64,7 @@ type benchmark struct {
 	o       *Options
 	before  []int64 // second-level tables, before any guest
 	results *Results
+	done    []Policy // measured before
 }
 
 func (b *benchmark) say(format string, a ...any) {
