@@ -82,7 +82,7 @@ func (s *Space) track() error {
 	}
 	s.words = make([]atomic.Uint64, n)
 	s.blocks = make([]block, (n+blockPages-1)/blockPages)
-	if err := s.budget(); err != nil {
+	if err := s.budget(len(nodes)); err != nil {
 		return err
 	}
 	// A thread that waits in KVM, or for a mapping to move, keeps a processor of

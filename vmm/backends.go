@@ -24,6 +24,7 @@ const maxQueues = 8
 // hold open. Their order is that of the PCI slots, so that a guest finds the
 // same device at the same place whatever else it is given.
 type backends struct {
+	bases   *bases // the Monitor's
 	devices []virtio.Device
 	disks   []blk.Backend   // those of Config.Disks
 	console *console.Device // nil with ConsoleSerial
@@ -34,8 +35,8 @@ type backends struct {
 
 // openBackends opens what cfg names, and reports all that fails at once: as a
 // *ConfigError if cfg is to blame for any of it, else as a *HostError.
-func openBackends(cfg *Config, out *devices.Output, log *slog.Logger) (*backends, error) {
-	b := &backends{}
+func openBackends(cfg *Config, bases *bases, out *devices.Output, log *slog.Logger) (*backends, error) {
+	b := &backends{bases: bases}
 	if cfg.Console == ConsoleVirtio {
 		b.console = console.New(out)
 		b.own(func() error { b.console.Close(); return nil })

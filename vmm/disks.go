@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"disco/disk"
+	"disco/disk/overlay"
 	"disco/virtio/blk"
 )
 
@@ -68,19 +70,50 @@ const (
 
 // openDisk puts the layers of a disk on one another.
 func (b *backends) openDisk(d Disk, cfg *Config, log *slog.Logger) {
-	img, err := disk.Open(d.Path, disk.Options{
-		ReadOnly: d.ReadOnly, Format: disk.Format(d.Format), Backing: d.Backing,
-		Direct: d.Cache == Direct, WriteThrough: d.Cache == Writethrough,
-	})
+	img, err := b.layers(d)
 	if err != nil {
 		b.problems = append(b.problems, err)
 		return
 	}
-	b.own(img.Close)
 	b.disks = append(b.disks, img)
 	b.devices = append(b.devices, blk.New(blk.Config{
-		Backend: img, Queues: min(cfg.CPUs, maxQueues), ID: filepath.Base(d.Path), Log: log,
+		Backend: img, Queues: min(cfg.CPUs, maxQueues), ID: filepath.Base(d.Path), Share: d.Share.blk(), Log: log,
 	}))
+}
+
+// layers opens what a disk is made of, and returns the uppermost.
+func (b *backends) layers(d Disk) (blk.Backend, error) {
+	if !d.based() {
+		img, err := disk.Open(d.Path, disk.Options{
+			ReadOnly: d.ReadOnly, Format: disk.Format(d.Format), Backing: d.Backing,
+			Direct: d.Cache == Direct, WriteThrough: d.Cache == Writethrough,
+		})
+		if err == nil {
+			b.own(img.Close)
+		}
+		return img, err
+	}
+	base, err := b.bases.get(d)
+	if err != nil {
+		return nil, err
+	}
+	b.own(func() error { return b.bases.put(base) })
+	switch d.Overlay {
+	case OverlayMemory:
+		o, err := overlay.New(base, "disco-overlay-"+filepath.Base(d.Path))
+		if err == nil {
+			b.own(o.Close)
+		}
+		return o, err
+	case OverlayPersist:
+		return nil, fmt.Errorf("disk %s: an overlay that is kept: not yet", d.Path)
+	}
+	return base, nil
+}
+
+// blk is the mode as the device knows it.
+func (m ShareMode) blk() blk.Share {
+	return [...]blk.Share{ShareAuto: blk.ShareAuto, ShareAlways: blk.ShareAlways, ShareNever: blk.ShareNever}[m]
 }
 
 func (v *validator) disks(disks []Disk) {

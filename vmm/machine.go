@@ -68,7 +68,7 @@ func build(sys *kvm.System, cfg *Config, p *place, k *image, out *devices.Output
 			err = errors.Join(err, m.close())
 		}
 	}()
-	views, err := m.openMemory(cfg, boot.RAM(cfg.Memory))
+	views, err := m.openMemory(cfg, boot.RAM(cfg.Memory), log)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ type Monitor struct {
 	log    *slog.Logger
 	sys    *kvm.System
 	images images
+	bases  bases
 
 	mu     sync.Mutex // before any Guest.mu
 	guests []*Guest   // those that have a place, in order of coming
@@ -39,7 +40,7 @@ type Monitor struct {
 // NewMonitor opens the KVM device. The error is a *HostError. The caller must
 // Close the Monitor, after its guests.
 func NewMonitor(c MonitorConfig) (*Monitor, error) {
-	m := &Monitor{cfg: c, log: c.Log}
+	m := &Monitor{cfg: c, log: c.Log, bases: bases{size: c.CacheSize, topology: c.Topology}}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -102,7 +103,7 @@ func (m *Monitor) build(cfg Config, private bool) (_ *Guest, err error) {
 			return nil, err
 		}
 	}
-	if g.backends, err = openBackends(&cfg, g.out, g.log); err != nil {
+	if g.backends, err = openBackends(&cfg, &m.bases, g.out, g.log); err != nil {
 		return nil, err
 	}
 	if g.machine, err = g.build(); err != nil {
@@ -132,7 +133,7 @@ func (m *Monitor) Close() error {
 		return fmt.Errorf("the monitor still has %d guest%s", n, plural(n, "", "s"))
 	}
 	m.closed = true
-	return m.sys.Close()
+	return errors.Join(m.bases.close(), m.sys.Close())
 }
 
 var errMonitorClosed = errors.New("the monitor is closed")

@@ -80,7 +80,7 @@ func canSpan(sys *kvm.System) error {
 }
 
 // openMemory makes the guest's memory and a View for each of its KVM VMs.
-func (m *machine) openMemory(cfg *Config, ram []memory.Range) ([]*memory.View, error) {
+func (m *machine) openMemory(cfg *Config, ram []memory.Range, log *slog.Logger) ([]*memory.View, error) {
 	n, p := &cfg.NUMA, m.place
 	o := memory.Options{Name: "disco-" + cfg.Name, RAM: ram, Huge: n.Huge}
 	if p.pin || len(p.nodes) > 1 {
@@ -91,6 +91,14 @@ func (m *machine) openMemory(cfg *Config, ram []memory.Range) ([]*memory.View, e
 	views := make([]*memory.View, 1)
 	if n.wide(p) {
 		views = make([]*memory.View, len(p.nodes))
+	}
+	// A tracked Space can share as it is. One with several Views and no states can
+	// not, and one whose pages the kernel balances must not.
+	if !o.Tracked && !o.HostBalancing && len(views) == 1 {
+		var err error
+		if o.Sharing, err = cfg.shares(log); err != nil {
+			return nil, err
+		}
 	}
 	var err error
 	if m.space, err = memory.Open(o); err != nil {

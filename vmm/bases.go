@@ -1,0 +1,194 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"disco/disk"
+	"disco/disk/cache"
+	"disco/memory"
+	"disco/numa"
+)
+
+// bases are the images that a Monitor's guests only read, each open once and
+// cached, whoever uses it. They share one cache, made with the first of them.
+type bases struct {
+	size     uint64 // of the cache, as in MonitorConfig
+	topology *numa.Topology
+
+	mu    sync.Mutex
+	cache *cache.Cache
+	open  map[baseKey]*base
+}
+
+// baseKey is a file, and how it is read.
+type baseKey struct {
+	device, inode uint64
+	format        string
+	backing       bool
+}
+
+// base is an image in the cache. It reads as the image does, and lends.
+type base struct {
+	*cache.File
+	image disk.Image
+	uses  int // under bases.mu
+}
+
+// get opens d's image, or finds it open. The caller ends it with put.
+func (s *bases) get(d Disk) (*base, error) {
+	st, err := os.Stat(d.Path)
+	if err != nil {
+		return nil, err
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	key := baseKey{sys.Dev, sys.Ino, d.Format, d.Backing}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.open[key]
+	if b == nil {
+		if b, err = s.add(d); err != nil {
+			return nil, err
+		}
+		if s.open == nil {
+			s.open = make(map[baseKey]*base)
+		}
+		s.open[key] = b
+	}
+	b.uses++
+	return b, nil
+}
+
+// add opens an image; mu is held.
+func (s *bases) add(d Disk) (*base, error) {
+	if s.cache == nil {
+		c, err := cache.New(cache.Config{Size: s.size, Nodes: s.nodes()})
+		if err != nil {
+			return nil, err
+		}
+		s.cache = c
+	}
+	// The host's page cache would hold the same bytes a second time, if its
+	// filesystem can do without.
+	o := disk.Options{ReadOnly: true, Format: disk.Format(d.Format), Backing: d.Backing, Direct: true}
+	img, err := disk.Open(d.Path, o)
+	if err != nil {
+		o.Direct = false
+		if img, err = disk.Open(d.Path, o); err != nil {
+			return nil, err
+		}
+	}
+	f, err := s.cache.Open(disk.NewBase(img), "disco-cache-"+filepath.Base(d.Path))
+	if err != nil {
+		return nil, errors.Join(err, img.Close())
+	}
+	return &base{File: f, image: img}, nil
+}
+
+// nodes are the kernel's nodes to spread the cache over.
+func (s *bases) nodes() []int {
+	t := s.topology
+	if t == nil {
+		var err error
+		if t, err = numa.Read(os.DirFS("/")); err != nil {
+			return nil // it is placed where it is read
+		}
+	}
+	if !t.Real() {
+		return nil
+	}
+	var nodes []int
+	for _, n := range t.Nodes() {
+		nodes = append(nodes, int(n))
+	}
+	return nodes
+}
+
+// put ends a get, after all that maps pages of the image. The last one closes it.
+func (s *bases) put(b *base) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.uses--; b.uses > 0 {
+		return nil
+	}
+	for key, o := range s.open {
+		if o == b {
+			delete(s.open, key)
+		}
+	}
+	return errors.Join(b.File.Close(), b.image.Close())
+}
+
+// close frees the cache, when no base is open any more.
+func (s *bases) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cache == nil {
+		return nil
+	}
+	err := s.cache.Close()
+	s.cache = nil
+	return err
+}
+
+// CacheStats counts what the Monitor's buffer cache did, and what it holds.
+func (m *Monitor) CacheStats() cache.Stats {
+	m.bases.mu.Lock()
+	defer m.bases.mu.Unlock()
+	if m.bases.cache == nil {
+		return cache.Stats{}
+	}
+	return m.bases.cache.Stats()
+}
+
+// BlockSize is the image's.
+func (b *base) BlockSize() int { return b.image.BlockSize() }
+
+// ReadOnly is true: what the guests share they do not write.
+func (b *base) ReadOnly() bool { return true }
+
+// Flush has nothing to do.
+func (b *base) Flush() error { return nil }
+
+// WriteV fails.
+func (b *base) WriteV([][]byte, int64) error { return unix.EROFS }
+
+// Discard fails.
+func (b *base) Discard(int64, int64) error { return unix.EROFS }
+
+// WriteZeroes fails.
+func (b *base) WriteZeroes(int64, int64, bool) error { return unix.EROFS }
+
+// based says whether a disk's image is only read, so that guests can share it.
+func (d *Disk) based() bool {
+	return d.Overlay != OverlayNone || d.ReadOnly && d.Cache != Direct
+}
+
+// shares says whether a guest of cfg is to map pages of its disks' bases, with an
+// error if it must and this host can not.
+func (cfg *Config) shares(log *slog.Logger) (bool, error) {
+	wanted, needed := false, false
+	for i := range cfg.Disks {
+		if d := &cfg.Disks[i]; d.based() && d.Share != ShareNever {
+			wanted, needed = true, needed || d.Share == ShareAlways
+		}
+	}
+	if !wanted {
+		return false, nil
+	}
+	err := memory.ProbeSharing()
+	if err != nil && needed {
+		return false, fmt.Errorf("sharing pages of disks: %w; or choose that they are never shared", err)
+	}
+	if err != nil {
+		log.Info("guests copy what they read from images", "reason", err)
+	}
+	return err == nil, nil
+}
