@@ -75,6 +75,7 @@ bench-numa: build guest lab ## measure how local a guest's memory is, by policy,
 		for try in 1 2 3 4; do \
 			timeout -k 20 3600 bin/disco lab --nodes $$nodes $(ARGS) -- bin/disco bench numa --resume \
 				--cpus $$nodes --size 4M --rounds 40 --visits $$((800000 / nodes)) --out build/bench/numa-$$nodes && continue 2; \
+			[ $$? = 1 ] || exit 1; \
 		done; \
 		exit 1; \
 	done

@@ -55,8 +55,11 @@ const benchNUMAExample = `  disco bench numa
   disco bench numa --size 256M --rounds 40 --out /tmp/numa
   disco lab --nodes 4 -- disco bench numa`
 
-const benchExitCodes = `Exit codes: 0 if it ran, promises kept or not; 1 if a guest's memory was found wrong or
-a guest was lost; 2 if the command line is wrong; 3 if this host lacks something;
+// exitWrong is an exit code of its own, as this is not to be tried again.
+const exitWrong = 4
+
+const benchExitCodes = `Exit codes: 0 if it ran, promises kept or not; 4 if a guest's memory was found wrong; 1
+if a guest was lost; 2 if the command line is wrong; 3 if this host lacks something;
 130 if it was interrupted.`
 
 func benchCommand(w *world) *cobra.Command {
@@ -261,7 +264,7 @@ func (b *benchNUMA) run(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return &exitError{130, errors.New("interrupted")}
 	case errors.Is(err, locality.ErrWrong):
-		return &exitError{vmm.ExitCrashed, err}
+		return &exitError{exitWrong, err}
 	}
 	return err
 }

@@ -98,7 +98,7 @@ func TestBenchNUMABadInput(t *testing.T) {
 		}, 3, []string{"node/online: gone"}},
 		{"", func(w *fakeWorld) {
 			w.benchNUMA = func(context.Context, locality.Options) (*locality.Results, error) { return nil, locality.ErrWrong }
-		}, 1, []string{"the guest's memory is wrong"}},
+		}, 4, []string{"the guest's memory is wrong"}},
 	} {
 		w, _ := benchWorld(t)
 		w.env["DISCO_INITRD"] = ""
