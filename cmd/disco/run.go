@@ -32,6 +32,7 @@ type run struct {
 	monitor vmm.MonitorConfig
 	where   string // auto, here or lab
 	root    rootImage
+	share   vmm.ShareMode
 	report  string // path, or empty
 	stats   time.Duration
 	verbose bool
@@ -114,6 +115,7 @@ func (r *run) flags(c *cobra.Command) {
 	f.Var(r.list("disk", "PATH[,ro]", r.addDisk), "disk",
 		"a disk: a raw image or a block device, with ,ro for one that the guest cannot write; again for the next disk")
 	r.imageFlags(f)
+	r.shareFlags(f)
 	f.Var(r.list("net", "NETWORK", r.addNet), "net",
 		"a network: user, where the guest can reach what this process can, with user,forward=tcp:8080:80 to carry connections "+
 			"to port 8080 here (of 127.0.0.1, or tcp:ADDRESS:8080:80) to port 80 of the guest, as often as needed; "+
@@ -148,10 +150,11 @@ func (r *run) flags(c *cobra.Command) {
 	f.BoolVarP(&r.verbose, "verbose", "v", false, "log what the monitor does, and say at the end what the run took")
 
 	for name, choices := range map[string][]cobra.Completion{
-		"console": {"virtio\thvc0", "serial\tttyS0"},
-		"host":    hostChoices,
-		"net":     {"user\tno rights needed", "tap=\ta tap interface", "none"},
-		"cpus":    nil, "guests": nil, "memory": nil, "timeout": nil, "grace": nil, "name": nil, "cmdline": nil,
+		"console":    {"virtio\thvc0", "serial\tttyS0"},
+		"host":       hostChoices,
+		"net":        {"user\tno rights needed", "tap=\ta tap interface", "none"},
+		"disk-share": shareChoices, "cache-size": nil,
+		"cpus": nil, "guests": nil, "memory": nil, "timeout": nil, "grace": nil, "name": nil, "cmdline": nil,
 	} {
 		// It fails only for a flag that does not exist.
 		if err := c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(choices, cobra.ShellCompDirectiveNoFileComp)); err != nil {
@@ -261,7 +264,9 @@ func (r *run) fill() error {
 	if len(r.cfg.Nets) == 0 && !r.noNet {
 		r.cfg.Nets = []vmm.Net{{Kind: vmm.NetUser}}
 	}
-	if r.fillRoot(); r.cfg.Kernel != "" || r.cfg.FromDisk {
+	r.fillRoot()
+	r.fillShare()
+	if r.cfg.Kernel != "" || r.cfg.FromDisk {
 		return nil
 	}
 	kernel, initrd, err := r.defaultGuest()
@@ -369,6 +374,8 @@ func (r *run) args(where string) []string {
 		add(true, "--disk", formatDisk(d))
 	}
 	add(c.CloudInit != "", "--cloud-init", c.CloudInit)
+	add(r.share != vmm.ShareAuto, "--disk-share", shareModes[r.share])
+	add(r.monitor.CacheSize != 0, "--cache-size", formatSize(r.monitor.CacheSize))
 	for _, n := range c.Nets {
 		add(true, "--net", formatNet(n))
 	}

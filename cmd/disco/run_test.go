@@ -154,6 +154,7 @@ func TestArgsMeanTheSame(t *testing.T) {
 		{},
 		{"--kernel", file},
 		{"--net", "none", "--console", "serial", "--timeout", "1m30s", "--grace", "0s", "--memory", "16777216", "--kaslr", "--cmdline-only"},
+		{"--disk", file + ",ro", "--disk-share", "always", "--cache-size", "64M"},
 		{"--disk", file + ",ro", "--disk", file + ",ro", "--net", "user,forward=udp:[::1]:53:53", "--net", "tap=t", "-v", "--name", "n",
 			"--report", filepath.Join(dir, "r"), "--vsock", filepath.Join(dir, "v"), "--cmdline", "it's -- 'quoted'"},
 	} {
@@ -163,7 +164,7 @@ func TestArgsMeanTheSame(t *testing.T) {
 		if second.where != "here" {
 			t.Errorf("%q: runs at %s", args, second.where)
 		}
-		if !reflect.DeepEqual(first.cfg, second.cfg) || first.report != second.report || first.verbose != second.verbose {
+		if !reflect.DeepEqual(first.cfg, second.cfg) || first.monitor != second.monitor || first.report != second.report || first.verbose != second.verbose {
 			t.Errorf("%q: got %+v\nthen %+v", args, first.cfg, second.cfg)
 		}
 	}
@@ -186,14 +187,15 @@ func parseRun(t *testing.T, w *fakeWorld, args []string) *run {
 func TestAllProblemsTogether(t *testing.T) {
 	w := newWorld(t)
 	code := w.disco("run", "--kernel", "/nowhere/k", "--initrd", "/", "--cpus", "100000", "--memory", "1", "--disk", "/nowhere/d",
-		"--disk", ",ro", "--net", "tap", "--console", "vga", "--timeout", "soon", "--grace", "-1s", "--host", "there",
+		"--disk", ",ro", "--net", "tap", "--console", "vga", "--disk-share", "maybe", "--cache-size", "all", "--timeout", "soon", "--grace", "-1s", "--host", "there",
 		"--report", "/", "--vsock", "/nowhere/v", "--name", "a/b")
 	if code != 2 {
 		t.Errorf("exit code %d", code)
 	}
 	lines := strings.Split(strings.TrimSpace(w.err.String()), "\n")
 	for _, want := range []string{
-		"--disk ,ro: no path", "--net tap: not a network", "--console vga: there are virtio and serial", "--timeout soon: not a duration",
+		"--disk ,ro: no path", "--net tap: not a network", "--console vga: there are virtio and serial",
+		"--disk-share maybe: there are auto, always and never", "--cache-size all: not a size", "--timeout soon: not a duration",
 		"--host there: there are auto, here and lab", `name "a/b"`, "kernel /nowhere/k: there is no such file", "initrd /: it is a directory",
 		"cpus 100000: a guest has at most 254", "memory 1 byte: a guest has at least 16M", "disk /nowhere/d: there is no such file",
 		"vsock /nowhere/v: its folder", "grace -1s", "report /: it is a directory",
