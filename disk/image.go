@@ -63,6 +63,14 @@ type Options struct {
 	above []*file // the images that stand on this one
 }
 
+// FormatOf is the format of what Open returned.
+func FormatOf(img Image) Format {
+	if _, ok := img.(*Layer); ok {
+		return FormatQCOW2
+	}
+	return FormatRaw
+}
+
 // Open opens the image at path and locks it until Close: read-only openers share
 // it, a writer has it alone.
 func Open(path string, o Options) (Image, error) {

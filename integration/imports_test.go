@@ -19,6 +19,7 @@ var mayImport = map[string][]string{
 	"devices/pci":                  {"devices"},
 	"disk/qcow2":                   {},
 	"disk":                         {"disk/qcow2"},
+	"disk/limit":                   {"memory", "memory/arena", "memory/uffd", "numa"},
 	"disk/rootfs":                  {},
 	"disk/seed":                    {},
 	"net/frame":                    {},

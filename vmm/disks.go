@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -10,7 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"disco/disk"
+	"disco/disk/limit"
 	"disco/disk/overlay"
+	"disco/disk/qcow2"
+	"disco/memory"
+	"disco/memory/arena"
 	"disco/virtio/blk"
 )
 
@@ -83,11 +86,21 @@ func (b *backends) openDisk(d Disk, cfg *Config, log *slog.Logger) {
 
 // layers opens what a disk is made of, and returns the uppermost.
 func (b *backends) layers(d Disk) (blk.Backend, error) {
+	img, err := b.images(d)
+	if err != nil {
+		return nil, err
+	}
+	return limit.New(img, d.IOPS, d.BPS), nil
+}
+
+// images opens a disk without its limits.
+func (b *backends) images(d Disk) (limit.Disk, error) {
+	options := disk.Options{
+		ReadOnly: d.ReadOnly, Format: disk.Format(d.Format), Backing: d.Backing,
+		Direct: d.Cache == Direct, WriteThrough: d.Cache == Writethrough,
+	}
 	if !d.based() {
-		img, err := disk.Open(d.Path, disk.Options{
-			ReadOnly: d.ReadOnly, Format: disk.Format(d.Format), Backing: d.Backing,
-			Direct: d.Cache == Direct, WriteThrough: d.Cache == Writethrough,
-		})
+		img, err := disk.Open(d.Path, options)
 		if err == nil {
 			b.own(img.Close)
 		}
@@ -106,10 +119,40 @@ func (b *backends) layers(d Disk) (blk.Backend, error) {
 		}
 		return o, err
 	case OverlayPersist:
-		return nil, fmt.Errorf("disk %s: an overlay that is kept: not yet", d.Path)
+		options.Base, options.Format = base, disk.FormatOf(base.image)
+		layer, err := disk.OpenOverlay(d.Persist, d.Path, options)
+		if err != nil {
+			return nil, err
+		}
+		b.own(layer.Close)
+		return &kept{layer, base}, nil
 	}
 	return base, nil
 }
+
+// kept is a persisted overlay that lends what is not its own.
+type kept struct {
+	*disk.Layer
+	base *base
+}
+
+// Lend lends pages of the base where the overlay has nothing.
+func (k *kept) Lend(off, n int64) (r memory.Run, skip int64) {
+	const mask = arena.PageSize - 1
+	where, run, err := k.Lookup(off, n)
+	if err != nil {
+		return r, n // reading it says what is wrong
+	}
+	if where == qcow2.Below {
+		if run = min(run, k.base.Size()-off) &^ mask; run > 0 {
+			return k.base.Lend(off, run)
+		}
+	}
+	return r, max(run&^mask, arena.PageSize)
+}
+
+// Return ends a Lend.
+func (k *kept) Return(r memory.Run, mapped int) { k.base.Return(r, mapped) }
 
 // blk is the mode as the device knows it.
 func (m ShareMode) blk() blk.Share {

@@ -40,6 +40,10 @@ type Backend interface {
 	WriteZeroes(off, n int64, unmap bool) error
 }
 
+// Hasty is a Backend that has requests wait. While the device stops, it is told
+// that they must not.
+type Hasty interface{ Hurry(on bool) }
+
 // SectorSize is the unit of requests in bytes, whatever the block size.
 const SectorSize = 512
 
@@ -177,6 +181,10 @@ func (d *Device) Start(features uint64, queues []*virtio.Queue) error {
 	if len(queues) != d.queues {
 		return fmt.Errorf("blk: %d queues, not %d", len(queues), d.queues)
 	}
+	hasty, waits := d.backend.(Hasty)
+	if waits {
+		hasty.Hurry(false)
+	}
 	var lender Lender
 	var policy *policy
 	for _, q := range queues {
@@ -189,6 +197,9 @@ func (d *Device) Start(features uint64, queues []*virtio.Queue) error {
 		}
 	}
 	d.stop = func() {
+		if waits {
+			hasty.Hurry(true)
+		}
 		for _, q := range queues {
 			if q != nil {
 				q.Stop()
