@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -191,6 +192,44 @@ func (v *validator) disks(disks []Disk) {
 			}
 		}
 		seen = append(seen, used{st, mode == unix.R_OK})
+	}
+	for i, d := range disks {
+		if d.Persist != "" {
+			v.persist(d, disks[:i])
+		}
+		for _, u := range seen {
+			if st, err := os.Stat(d.Persist); err == nil && os.SameFile(st, u.st) {
+				v.add("overlay %s: it is a disk, too", d.Persist)
+				break
+			}
+		}
+	}
+}
+
+// persist looks at the file that an overlay is kept in, or where it is to be made.
+func (v *validator) persist(d Disk, before []Disk) {
+	for _, o := range before {
+		if filepath.Clean(o.Persist) == filepath.Clean(d.Persist) {
+			v.add("overlay %s: it is given twice", d.Persist)
+		}
+	}
+	st, err := os.Stat(d.Persist)
+	if errors.Is(err, fs.ErrNotExist) {
+		dir := filepath.Dir(d.Persist)
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			v.add("overlay %s: this user cannot make it in %s (%w)", d.Persist, dir, err)
+		}
+		return
+	}
+	switch {
+	case err != nil:
+		v.add("overlay %s: %w", d.Persist, reason(err))
+	case st.IsDir():
+		v.add("overlay %s: it is a directory; name a file", d.Persist)
+	default:
+		if err := unix.Access(d.Persist, unix.R_OK|unix.W_OK); err != nil {
+			v.add("overlay %s: this user cannot read and write it (%w)", d.Persist, err)
+		}
 	}
 }
 

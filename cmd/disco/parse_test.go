@@ -58,25 +58,53 @@ func FuzzParseSize(f *testing.F) {
 
 func TestParseDisk(t *testing.T) {
 	for s, want := range map[string]vmm.Disk{
-		"a.img":          {Path: "a.img"},
-		"a.img,ro":       {Path: "a.img", ReadOnly: true},
-		"/d/a,b.img":     {Path: "/d/a,b.img"},
-		"/d/a,b.img,ro":  {Path: "/d/a,b.img", ReadOnly: true},
-		"a.img,readonly": {Path: "a.img,readonly"},
+		"a.img":                     {Path: "a.img"},
+		"a.img,ro":                  {Path: "a.img", ReadOnly: true},
+		"/d/a,b.img":                {Path: "/d/a,b.img"},
+		"/d/a,b.img,ro":             {Path: "/d/a,b.img", ReadOnly: true},
+		"a.img,readonly":            {Path: "a.img,readonly"},
+		"a,ro,b":                    {Path: "a,ro,b"},
+		"a,size=5":                  {Path: "a,size=5"},
+		"a,format=raw":              {Path: "a", Format: "raw"},
+		"a,format=qcow2,backing":    {Path: "a", Format: "qcow2", Backing: true},
+		"a,cache=writeback":         {Path: "a"},
+		"a,cache=direct,ro":         {Path: "a", ReadOnly: true, Cache: vmm.Direct},
+		"a,cache=writethrough":      {Path: "a", Cache: vmm.Writethrough},
+		"a,iops=100,bps=20M":        {Path: "a", IOPS: 100, BPS: 20 << 20},
+		"a,bps=1,iops=1,ro,backing": {Path: "a", ReadOnly: true, Backing: true, IOPS: 1, BPS: 1},
 	} {
-		if got, err := parseDisk(s); err != nil || got != want {
+		got, err := parseDisk(s)
+		if err != nil || got != want {
 			t.Errorf("%q: got %+v, %v, want %+v", s, got, err, want)
 		}
+		if again, err := parseDisk(formatDisk(got)); err != nil || again != got {
+			t.Errorf("%q is written %q, and read as %+v, %v", s, formatDisk(got), again, err)
+		}
 	}
-	for _, s := range []string{"", ",ro"} {
-		if got, err := parseDisk(s); err == nil {
-			t.Errorf("%q: got %+v, want an error", s, got)
+	for s, want := range map[string]string{
+		"":                      "no path",
+		",ro":                   "no path",
+		",ro,backing":           "no path",
+		"a,format=vmdk":         "format=vmdk: there are raw and qcow2",
+		"a,format=":             "format=: there are",
+		"a,cache=none":          "there are writeback, writethrough and direct",
+		"a,iops=0":              "1 or more",
+		"a,iops=-1":             "1 or more",
+		"a,iops=many,ro":        "iops=many: it is a number",
+		"a,iops=5000000000":     "iops=5000000000",
+		"a,bps=0":               "1 byte a second or more",
+		"a,bps=fast":            "such as 20M",
+		"a,ro,ro":               "ro is given twice",
+		"a,iops=1,bps=1,iops=2": "iops is given twice",
+	} {
+		if got, err := parseDisk(s); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %+v, %v, want an error that says %q", s, got, err, want)
 		}
 	}
 }
 
 func FuzzParseDisk(f *testing.F) {
-	for _, s := range []string{"a.img", "a.img,ro", ",ro", "", ",", "a,ro,ro"} {
+	for _, s := range []string{"a.img", "a.img,ro", ",ro", "", ",", "a,ro,ro", "a,iops=1,bps=2K,format=raw,cache=direct,backing"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -84,8 +112,8 @@ func FuzzParseDisk(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again := formatDisk(d); again != s {
-			t.Errorf("%q is %+v, written %q", s, d, again)
+		if again, err := parseDisk(formatDisk(d)); err != nil || again != d {
+			t.Errorf("%q is %+v, written %q, and that is %+v, %v", s, d, formatDisk(d), again, err)
 		}
 	})
 }

@@ -56,7 +56,7 @@ guest's power button; it is killed if it is still there after --grace, or at a
 second signal.
 
 The guest's machine has virtio disks, networks, console, entropy and vsock, an
-8250, and ACPI. Disks are raw images, and are written in place.`
+8250, and ACPI. Disks are raw or qcow2 images, and are written in place.`
 
 const runExample = `  disco run
   disco run --kernel vmlinuz --initrd initrd.img --disk disk.img --cmdline root=/dev/vda
@@ -112,8 +112,7 @@ func (r *run) flags(c *cobra.Command) {
 		fmt.Sprintf("number of CPUs, 1 to %d", vmm.MaxCPUs))
 	f.Var(parsed("memory", "SIZE", formatSize(r.cfg.Memory), &r.cfg.Memory, parseSize, &r.problems), "memory",
 		"memory, such as 512M or 2G; K, M, G and T are powers of 1024, and no letter is bytes")
-	f.Var(r.list("disk", "PATH[,ro]", r.addDisk), "disk",
-		"a disk: a raw image or a block device, with ,ro for one that the guest cannot write; again for the next disk")
+	f.Var(r.list("disk", diskForm, r.addDisk), "disk", diskHelp)
 	r.imageFlags(f)
 	r.shareFlags(f)
 	f.Var(r.list("net", "NETWORK", r.addNet), "net",
