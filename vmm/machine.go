@@ -47,6 +47,7 @@ type machine struct {
 	transports []*virtio.Transport
 	started    bool
 	over       chan ending
+	parallel   parallel
 
 	halting chan struct{} // closed when the machine is to end
 	halts   sync.Once

@@ -32,6 +32,8 @@ type Monitor struct {
 	images images
 	bases  bases
 
+	observer observer // see Live
+
 	mu     sync.Mutex // before any Guest.mu
 	guests []*Guest   // those that have a place, in order of coming
 	closed bool
@@ -133,6 +135,7 @@ func (m *Monitor) Close() error {
 		return fmt.Errorf("the monitor still has %d guest%s", n, plural(n, "", "s"))
 	}
 	m.closed = true
+	m.observer.stop()
 	return errors.Join(m.bases.close(), m.sys.Close())
 }
 
