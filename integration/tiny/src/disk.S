@@ -1,0 +1,120 @@
+/*
+ * A driver for the first virtio disk (virtio 1.2 §5.2): reads the first pages= of
+ * it in one request, says the sum of the first 8 bytes of each, stores to the
+ * first of page store= if there is one, says the sum again, and stays, halted.
+ */
+#include "tiny.h"
+#include "virtio.h"
+
+#define QUEUE  8
+#define BUFFER 0x400000
+
+main:
+        ARG     pages, 16
+        mov     %eax, %r12d
+        ARG     store, 0xffffff
+        mov     %eax, %r14d
+        mov     $record, %ebp
+        mov     $ECAM, %ebx
+1:      cmpl    $0x10421af4, (%rbx)
+        je      2f
+        add     $0x1000, %ebx
+        cmp     $ECAM + 0x100000, %ebx
+        jb      1b
+        FAIL    "disk: none on bus 0\n"
+
+2:      call    virtio_find
+        mov     V_COMMON(%rbp), %rdi
+        movb    $0, C_STATUS(%rdi)
+3:      cmpb    $0, C_STATUS(%rdi)
+        jne     3b
+        movb    $1, C_STATUS(%rdi)
+        movb    $3, C_STATUS(%rdi)
+        movl    $0, C_DRIVER_FEATURE_SELECT(%rdi)
+        movl    $0, C_DRIVER_FEATURE(%rdi)
+        movl    $1, C_DRIVER_FEATURE_SELECT(%rdi)
+        movl    $1, C_DRIVER_FEATURE(%rdi)      /* VIRTIO_F_VERSION_1 */
+        movb    $11, C_STATUS(%rdi)
+        testb   $8, C_STATUS(%rdi)
+        jnz     4f
+        FAIL    "disk: FEATURES_OK refused\n"
+4:      movw    $0, C_QUEUE_SELECT(%rdi)
+        movw    $QUEUE, C_QUEUE_SIZE(%rdi)
+        mov     $descriptors, %eax
+        mov     %eax, C_QUEUE_DESC(%rdi)
+        movl    $0, C_QUEUE_DESC + 4(%rdi)
+        mov     $available, %eax
+        mov     %eax, C_QUEUE_DRIVER(%rdi)
+        movl    $0, C_QUEUE_DRIVER + 4(%rdi)
+        mov     $used, %eax
+        mov     %eax, C_QUEUE_DEVICE(%rdi)
+        movl    $0, C_QUEUE_DEVICE + 4(%rdi)
+        movw    $1, C_QUEUE_ENABLE(%rdi)
+        movzwl  C_QUEUE_NOTIFY_OFF(%rdi), %eax
+        imul    V_MULT(%rbp), %eax
+        add     V_NOTIFY(%rbp), %rax
+        mov     %rax, %r13
+        movb    $15, C_STATUS(%rdi)
+
+        movq    $header, descriptors            /* the header: to read sector 0 */
+        movl    $16, descriptors + 8
+        movl    $0x10001, descriptors + 12      /* VIRTQ_DESC_F_NEXT, 1 */
+        movq    $BUFFER, descriptors + 16
+        mov     %r12d, %eax
+        shl     $12, %eax
+        mov     %eax, descriptors + 24
+        movl    $0x20003, descriptors + 28      /* and VIRTQ_DESC_F_WRITE, 2 */
+        movq    $status, descriptors + 32
+        movl    $1, descriptors + 40
+        movl    $2, descriptors + 44
+        movb    $0xff, status
+        movw    $1, available + 2
+        movw    $0, (%r13)
+5:      WAIT
+        cmpw    $1, used + 2
+        jne     5b
+        cmpb    $0, status
+        je      6f
+        FAIL    "disk: an I/O error\n"
+
+6:      SAY     "disk: read "
+        call    sum
+        cmp     %r12d, %r14d
+        jae     7f
+        mov     %r14d, %eax
+        shl     $12, %eax
+        movq    $1, BUFFER(%rax)
+        SAY     "disk: stored "
+        call    sum
+7:      jmp     stop
+
+/* Prints the sum of the first 8 bytes of each page. */
+sum:
+        xor     %edi, %edi
+        mov     $BUFFER, %eax
+        mov     %r12d, %ecx
+1:      add     (%rax), %rdi
+        add     $4096, %eax
+        dec     %ecx
+        jnz     1b
+        call    puthex
+        call    newline
+        ret
+
+        .section .data
+        .balign 16
+header: .long   0, 0                            /* VIRTIO_BLK_T_IN */
+        .quad   0
+
+        .section .bss
+        .balign 4096
+descriptors:
+        .skip   16 * QUEUE
+        .balign 64
+available:
+        .skip   6 + 2 * QUEUE
+        .balign 64
+used:   .skip   6 + 8 * QUEUE
+status: .skip   1
+        .balign 16
+record: .skip   V_SIZE
