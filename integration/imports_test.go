@@ -20,6 +20,8 @@ var mayImport = map[string][]string{
 	"disk/qcow2":                   {},
 	"disk":                         {"disk/qcow2"},
 	"disk/limit":                   {"memory", "memory/arena", "memory/uffd", "numa"},
+	"disk/cache":                   {"memory", "memory/arena", "memory/uffd", "numa"},
+	"disk/overlay":                 {"memory", "memory/arena", "memory/uffd", "numa"},
 	"disk/rootfs":                  {},
 	"disk/seed":                    {},
 	"net/frame":                    {},
