@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"disco/integration/bench"
+	"disco/integration/bench/exits"
 )
 
 // What the guest is given, whoever runs it.
@@ -82,11 +83,11 @@ func run(a artefacts, only []string, runs, counted int, out string) error {
 	if len(programs) == 0 {
 		return fmt.Errorf("no program's name begins with %q", only)
 	}
-	counters, err := openCounters()
+	counters, err := exits.Open()
 	if err != nil {
 		return err
 	}
-	defer counters.close()
+	defer counters.Close()
 
 	b := &benchmark{}
 	for _, p := range programs {
@@ -136,20 +137,20 @@ type row struct {
 	Stuck   int     `json:"stuck,omitempty"` // tries before this one that the watchdog ended
 
 	// Of counted rows:
-	Exits     *exits     `json:"exits,omitempty"`        // to the first line of user space
-	UntilEnd  *exits     `json:"exits_to_end,omitempty"` // to the end of a process that ended by itself
-	Monitor   *own       `json:"own_memory,omitempty"`   // at the first line
-	OwnReport *ownReport `json:"own_report,omitempty"`   // what disco says of itself
+	Exits     *exits.Exits `json:"exits,omitempty"`        // to the first line of user space
+	UntilEnd  *exits.Exits `json:"exits_to_end,omitempty"` // to the end of a process that ended by itself
+	Monitor   *own         `json:"own_memory,omitempty"`   // at the first line
+	OwnReport *ownReport   `json:"own_report,omitempty"`   // what disco says of itself
 }
 
 // measure boots p once, and once more if the guest got stuck.
-func (b *benchmark) measure(p program, phase string, c *counters) error {
+func (b *benchmark) measure(p program, phase string, c *exits.Counters) error {
 	for stuck := 0; ; stuck++ {
 		r, err := bootOnce(context.Background(), p, c)
 		if err == nil {
 			r.Program, r.Phase, r.Stuck = p.name, phase, stuck
 			b.rows = append(b.rows, r)
-			fmt.Printf("%-8s %-34s %6.2f s%s\n", phase, p.name, r.Seconds, r.Exits.brief())
+			fmt.Printf("%-8s %-34s %6.2f s%s\n", phase, p.name, r.Seconds, r.Exits.Brief())
 			return nil
 		}
 		fmt.Fprintf(os.Stderr, "bench-boot: %s: %v\n", p.name, err)

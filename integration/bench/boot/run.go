@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"disco/integration/bench/exits"
 	"disco/integration/guest"
 )
 
@@ -29,7 +30,7 @@ type ownReport struct {
 // bootOnce starts p and waits for the guest's first line. With c it counts exits,
 // looks at the memory then, and lets the guest power off. Nothing of p is left
 // when it returns.
-func bootOnce(ctx context.Context, p program, c *counters) (row, error) {
+func bootOnce(ctx context.Context, p program, c *exits.Counters) (row, error) {
 	ctx, cancel := context.WithTimeout(ctx, watchdog)
 	defer cancel()
 	screen := newScreen(guest.Marker)
@@ -39,7 +40,7 @@ func bootOnce(ctx context.Context, p program, c *counters) (row, error) {
 	cmd.Stdout, cmd.Stderr = screen, said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	if c != nil {
-		if err := c.reset(); err != nil {
+		if err := c.Reset(); err != nil {
 			return row{}, err
 		}
 	}
@@ -68,7 +69,7 @@ func bootOnce(ctx context.Context, p program, c *counters) (row, error) {
 		return r, nil
 	}
 	var err error
-	if r.Exits, err = c.read(); err != nil {
+	if r.Exits, err = c.Read(); err != nil {
 		return row{}, err
 	}
 	if r.Monitor, err = ownMemory(cmd.Process.Pid, p.memory); err != nil {
@@ -86,7 +87,7 @@ func bootOnce(ctx context.Context, p program, c *counters) (row, error) {
 	case <-ctx.Done():
 		return row{}, fmt.Errorf("stuck: the guest did not power off; %s; %s", standing(cmd.Process.Pid, c), screen.last(said))
 	}
-	if r.UntilEnd, err = c.read(); err != nil {
+	if r.UntilEnd, err = c.Read(); err != nil {
 		return row{}, err
 	}
 	b, err := os.ReadFile(p.report)
@@ -141,7 +142,7 @@ func (s *screen) last(said *bytes.Buffer) string {
 
 // standing says what process pid is at, for a guest that is stuck: its threads
 // with their states and CPU times, and the exits so far.
-func standing(pid int, c *counters) string {
+func standing(pid int, c *exits.Counters) string {
 	var parts []string
 	dir := fmt.Sprintf("/proc/%d/task", pid)
 	threads, err := os.ReadDir(dir)
@@ -161,8 +162,8 @@ func standing(pid int, c *counters) string {
 		}
 	}
 	if c != nil {
-		if e, err := c.read(); err == nil {
-			parts = append(parts, strings.TrimSpace(e.brief()))
+		if e, err := c.Read(); err == nil {
+			parts = append(parts, strings.TrimSpace(e.Brief()))
 		}
 	}
 	return strings.Join(parts, ", ")

@@ -1,4 +1,7 @@
-package main
+// Package exits counts how often guests of this host come out of guest mode, by
+// KVM's tracepoints: the same instrument for every monitor. It needs root, and the
+// kernel's tracefs.
+package exits
 
 import (
 	"encoding/binary"
@@ -13,14 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exits are how often guests came out, by KVM's tracepoints.
-type exits struct {
+// Exits are how often guests came out.
+type Exits struct {
 	All       uint64            `json:"all"`       // kvm_exit: out of the guest, most of which stay in the kernel
 	Userspace uint64            `json:"userspace"` // kvm_userspace_exit: KVM_RUN returned
 	Reasons   map[string]uint64 `json:"reasons"`   // of Userspace
 }
 
-func (e *exits) brief() string {
+// Brief is one line for people; empty for nil.
+func (e *Exits) Brief() string {
 	if e == nil {
 		return ""
 	}
@@ -30,10 +34,10 @@ func (e *exits) brief() string {
 // userspaceReasons are the reasons that are told apart (KVM api §5, exit_reason).
 var userspaceReasons = map[string]int{"io": 2, "mmio": 6, "intr": 10}
 
-// counters count tracepoint hits on all CPUs, so those of all guests of this
+// Counters count tracepoint hits on all CPUs, so those of all guests of this
 // host: nothing else may run one meanwhile. The counters of one CPU are a group,
 // which is read at one moment.
-type counters struct {
+type Counters struct {
 	names  []string // of the counters of a group
 	groups []group  // one for each CPU
 }
@@ -46,21 +50,22 @@ const (
 	userspaceEvent = "kvm_userspace_exit"
 )
 
-func openCounters() (*counters, error) {
-	c := &counters{groups: make([]group, runtime.NumCPU())}
+// Open makes the counters, which do not count yet.
+func Open() (*Counters, error) {
+	c := &Counters{groups: make([]group, runtime.NumCPU())}
 	err := errors.Join(c.open(allEvent, allEvent, ""), c.open(userspaceEvent, userspaceEvent, ""))
 	for name, n := range userspaceReasons {
 		err = errors.Join(err, c.open(name, userspaceEvent, fmt.Sprintf("reason == %d", n)))
 	}
 	if err != nil {
-		c.close()
+		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
 // open adds a counter of a tracepoint of KVM, of those hits that filter lets through.
-func (c *counters) open(name, tracepoint, filter string) error {
+func (c *Counters) open(name, tracepoint, filter string) error {
 	id, err := tracepointID(tracepoint)
 	if err != nil {
 		return err
@@ -107,8 +112,8 @@ func tracepointID(name string) (uint64, error) {
 	return 0, fmt.Errorf("tracepoint kvm:%s: mount tracefs, and load KVM: %w", name, errors.Join(errs...))
 }
 
-// reset sets all to zero and counts from now on.
-func (c *counters) reset() error {
+// Reset sets all to zero and counts from now on.
+func (c *Counters) Reset() error {
 	for _, g := range c.groups {
 		err := unix.IoctlSetInt(g[0], unix.PERF_EVENT_IOC_RESET, unix.PERF_IOC_FLAG_GROUP)
 		if err == nil {
@@ -121,7 +126,8 @@ func (c *counters) reset() error {
 	return nil
 }
 
-func (c *counters) read() (*exits, error) {
+// Read is what was counted since Reset.
+func (c *Counters) Read() (*Exits, error) {
 	sum := map[string]uint64{}
 	// A group reads as the number of counters and their values.
 	b := make([]byte, 8*(1+len(c.names)))
@@ -133,7 +139,7 @@ func (c *counters) read() (*exits, error) {
 			sum[name] += binary.NativeEndian.Uint64(b[8*(1+i):])
 		}
 	}
-	e := &exits{All: sum[allEvent], Userspace: sum[userspaceEvent], Reasons: map[string]uint64{}}
+	e := &Exits{All: sum[allEvent], Userspace: sum[userspaceEvent], Reasons: map[string]uint64{}}
 	other := e.Userspace
 	for name := range userspaceReasons {
 		if sum[name] > 0 {
@@ -147,7 +153,8 @@ func (c *counters) read() (*exits, error) {
 	return e, nil
 }
 
-func (c *counters) close() {
+// Close frees the counters.
+func (c *Counters) Close() {
 	for _, g := range c.groups {
 		for _, fd := range g {
 			unix.Close(fd)
