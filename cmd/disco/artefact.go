@@ -26,8 +26,11 @@ func (w *world) defaultGuest() (kernel, initrd string, err error) {
 }
 
 // find looks for a file of the default guest; "" if it is nowhere.
-func (w *world) find(name string) string {
-	for _, dir := range lab.Places("guest", w.executable, w.getenv) {
+func (w *world) find(name string) string { return w.beside("guest", name) }
+
+// beside looks for a file where a build, a user and a package put those of a kind.
+func (w *world) beside(kind, name string) string {
+	for _, dir := range lab.Places(kind, w.executable, w.getenv) {
 		path := filepath.Join(dir, name)
 		if _, err := os.Stat(path); err == nil {
 			return path

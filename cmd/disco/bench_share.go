@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"disco/integration/bench/share"
+	"disco/integration/lab"
+	"disco/vmm"
+)
+
+const benchShareLong = `share boots several guests of one disk image in one process, has each read the same
+part of it whole and work with it, and says how much memory they think they use,
+V, and how much the machine really uses, M: by the monitor's count of the frames
+that it gave out, and by the kernel's count for the process.
+
+Modes:
+  auto    reads are answered by mapping what the buffer cache has, where it pays
+  always  wherever it is possible
+  never   each guest gets a copy
+  ksm     guests of QEMU, whose pages the kernel merges; given the time that it takes
+
+It prints a table and writes FILE.json. The mode ksm needs root, and leaves the
+kernel's settings as they were.`
+
+const benchShareExample = `  disco bench share
+  disco bench share --guests 8 --modes auto,never --job build
+  disco lab --memory 8G -- disco bench share`
+
+// benchShare is one `disco bench share`.
+type benchShare struct {
+	*world
+	o        share.Options
+	out      string
+	problems []error
+}
+
+func (b *benchShare) command() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "share [flags]",
+		Short:   "Measure how much memory guests of one image take together",
+		Long:    benchShareLong + "\n\n" + benchExitCodes,
+		Example: benchShareExample,
+		Args:    noWords,
+		RunE:    func(c *cobra.Command, _ []string) error { return b.run(c.Context()) },
+	}
+	f := c.Flags()
+	f.SortFlags = false
+	var noted []string
+	flag := func(name, kind, text string, set func(string) error, usage string) {
+		f.Var(&value{name: name, kind: kind, text: text, set: set, problems: &b.problems}, name, usage)
+		noted = append(noted, name)
+	}
+	flag("guests", "LIST", "1,2,4,8", into(&b.o.Guests, parseCounts), "how many guests at once, one run after the other")
+	flag("modes", "LIST", "auto,never,ksm", into(&b.o.Modes, share.ParseModes), "what to measure: auto, always, never, ksm")
+	flag("cpus", "N", "1", into(&b.o.CPUs, positive), "CPUs of each guest")
+	flag("memory", "SIZE", "768M", into(&b.o.Memory, parseSize), "memory of each guest")
+	flag("timeout", "DURATION", "10m", into(&b.o.Timeout, positiveTime), "how long the guests of a run may take")
+	flag("settle", "DURATION", "5m", into(&b.o.Settle, positiveTime), "how long the kernel may take to merge pages")
+	f.StringVar(&b.o.Read, "read", "/usr", "what each guest reads: `FOLDERS` of the image, separated by commas")
+	f.StringVar(&b.o.Job, "job", "query", "what each does then: a `JOB` query, of the package database, build, of C files, or none")
+	f.StringVar(&b.o.Image, "image", "", "the disk image in `FILE`, raw, its first partition ext4 (default: debian.raw of `make image`)")
+	f.StringVar(&b.o.QEMU, "qemu", "", "QEMU's `PROGRAM` for the mode ksm (default: the lab's)")
+	f.StringVar(&b.o.Kernel, "kernel", "", "the guests' kernel in `FILE` (default: the default guest's)")
+	f.StringVar(&b.o.Initrd, "initrd", "", "the guests' initrd in `FILE` (default: storage.img beside the default guest's)")
+	f.StringVar(&b.out, "out", "share", "write `FILE`.json")
+	for _, name := range append(noted, "read", "job") {
+		// It fails only for a flag that does not exist.
+		if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
+			panic(err)
+		}
+	}
+	return c
+}
+
+func parseCounts(s string) ([]int, error) {
+	var all []int
+	for _, word := range strings.Split(s, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil {
+			return nil, errors.New("write numbers, separated by commas")
+		}
+		all = append(all, n)
+	}
+	return all, nil
+}
+
+// run completes the options, checks everything and measures.
+func (b *benchShare) run(ctx context.Context) error {
+	b.o.Progress = b.stderr
+	b.o.Emulated = b.getenv(lab.InLab) != ""
+	b.o.Cmdline = "quiet loglevel=3"
+	if b.o.Emulated {
+		b.o.Cmdline += " nohz=off" // docs/decisions/004-ticks-in-the-lab.md
+	}
+	problems := b.problems
+	if err := b.o.Check(); err != nil {
+		problems = append(problems, err)
+	}
+	if err := checkReport(b.out + ".json"); err != nil {
+		problems = append(problems, err)
+	}
+	if problems != nil {
+		return &vmm.ConfigError{Problems: problems}
+	}
+	if err := b.artefacts(); err != nil {
+		return &vmm.HostError{Err: err}
+	}
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	results, err := share.Benchmark(ctx, b.o)
+	if results != nil && len(results.Rows) > 0 {
+		err = errors.Join(err, b.report(results))
+	}
+	if ctx.Err() != nil {
+		return &exitError{130, errors.New("interrupted")}
+	}
+	return err
+}
+
+// artefacts finds what the guests are made of.
+func (b *benchShare) artefacts() error {
+	named := func(p *string, variable string, find func() string) bool {
+		if *p == "" && variable != "" {
+			*p = b.getenv(variable)
+		}
+		if *p == "" {
+			*p = find()
+		}
+		return *p != ""
+	}
+	var missing []error
+	need := func(found bool, what, mend string) {
+		if !found {
+			missing = append(missing, fmt.Errorf("%s is not there: %s", what, mend))
+		}
+	}
+	need(named(&b.o.Kernel, "DISCO_KERNEL", func() string { return b.find("vmlinuz") }), "the guests' kernel", "run `make guest` in disco's source tree, or name one by --kernel")
+	need(named(&b.o.Initrd, "", func() string { return b.find("storage.img") }), "the guests' initrd", "run `make guest` in disco's source tree, or name one by --initrd")
+	need(named(&b.o.Image, "DISCO_IMAGE", func() string { return b.beside("image", "debian.raw") }), "the disk image", "run `make image` in disco's source tree, or name one by --image")
+	if modes := b.o.Modes; modes == nil || slices.Contains(modes, share.KSM) {
+		need(named(&b.o.QEMU, "DISCO_QEMU", func() string { return b.beside("lab", "qemu/qemu-system-x86_64") }), "QEMU", "run `make lab` in disco's source tree, name one by --qemu, or leave ksm out by --modes auto,never")
+	}
+	return errors.Join(missing...)
+}
+
+// report prints the results and writes the file.
+func (b *benchShare) report(r *share.Results) error {
+	setting := fmt.Sprintf("Guests with %d CPU and %s, which read %s and did the job %s", r.CPUs, formatSize(r.Memory), r.Read, r.Job)
+	if b.o.Emulated {
+		setting += "\nIn the lab, whose CPUs are emulated: it takes long, and uses as much memory as anywhere."
+	}
+	if err := r.Print(b.stdout); err != nil {
+		return err
+	}
+	fmt.Fprintln(b.stdout)
+	res := r.Result(setting)
+	if err := res.PrintPromises(b.stdout); err != nil {
+		return err
+	}
+	return res.Write(b.out + ".json")
+}
