@@ -39,7 +39,8 @@ type baseKey struct {
 type base struct {
 	*cache.File
 	image disk.Image
-	uses  int // under bases.mu
+	file  *os.File // to forget, or nil
+	uses  int      // under bases.mu
 }
 
 // get opens d's image, or finds it open. The caller ends it with put.
@@ -75,8 +76,7 @@ func (s *bases) add(d Disk) (*base, error) {
 		}
 		s.cache = c
 	}
-	// The host's page cache would hold the same bytes a second time, if its
-	// filesystem can do without.
+	// The host's page cache would hold the same bytes a second time.
 	o := disk.Options{ReadOnly: true, Format: disk.Format(d.Format), Backing: d.Backing, Direct: true}
 	img, err := disk.Open(d.Path, o)
 	if err != nil {
@@ -85,11 +85,33 @@ func (s *bases) add(d Disk) (*base, error) {
 			return nil, err
 		}
 	}
-	f, err := s.cache.Open(disk.NewBase(img), "disco-cache-"+filepath.Base(d.Path))
-	if err != nil {
-		return nil, errors.Join(err, img.Close())
+	b := &base{image: img}
+	var from cache.Base = disk.NewBase(img)
+	if !o.Direct {
+		if b.file, err = os.Open(d.Path); err != nil {
+			return nil, errors.Join(err, img.Close())
+		}
+		from = &forgotten{from, b.file, disk.FormatOf(img) == disk.FormatRaw}
 	}
-	return &base{File: f, image: img}, nil
+	if b.File, err = s.cache.Open(from, "disco-cache-"+filepath.Base(d.Path)); err != nil {
+		return nil, errors.Join(err, b.close())
+	}
+	return b, nil
+}
+
+// forgotten is a Base that the host's page cache is told to forget.
+type forgotten struct {
+	cache.Base
+	file *os.File
+	raw  bool // what is at an offset of the image is there in the file
+}
+
+// Forget has no failure that matters: it is advice.
+func (f *forgotten) Forget(off, n int64) {
+	if !f.raw {
+		off, n = 0, 0 // all of it
+	}
+	_ = unix.Fadvise(int(f.file.Fd()), off, n, unix.FADV_DONTNEED)
 }
 
 // nodes are the kernel's nodes to spread the cache over.
@@ -123,7 +145,19 @@ func (s *bases) put(b *base) error {
 			delete(s.open, key)
 		}
 	}
-	return errors.Join(b.File.Close(), b.image.Close())
+	return b.close()
+}
+
+func (b *base) close() error {
+	var errs []error
+	if b.File != nil {
+		errs = append(errs, b.File.Close())
+	}
+	errs = append(errs, b.image.Close())
+	if b.file != nil {
+		errs = append(errs, b.file.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // close frees the cache, when no base is open any more.
