@@ -63,6 +63,17 @@ bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, i
 	@timeout -k 20 1200 bin/disco lab $(ARGS) -- build/bench/boot $(if $(wildcard $(QEMU)),-qemu $(QEMU))
 	@go run ./integration/bench/plot build/bench/boot.json
 
+.PHONY: bench-disk
+bench-disk: build guest lab ## measure a guest's disk beside QEMU's microvm, in the lab
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/bench/ ./integration/bench/disk
+	@timeout -k 20 1800 bin/disco lab --nodes 1 --cpus 2 $(ARGS) -- build/bench/disk $(if $(wildcard $(QEMU)),-qemu $(QEMU))
+	@go run ./integration/bench/plot build/bench/disk.json
+
+.PHONY: bench-share
+bench-share: build guest image lab ## measure how much memory guests of one image take together, in the lab
+	@timeout -k 20 5400 bin/disco lab --nodes 1 --cpus 2 --memory 8G $(ARGS) -- bin/disco bench share --out build/bench/share
+	@go run ./integration/bench/plot build/bench/share.json
+
 .PHONY: soak-memory
 soak-memory: tiny ## ten million checked writes while pages move and are copied: minutes
 	@DISCO_COHERENCE_WRITES=10000000 go test -v -count=1 -timeout 30m -run '^TestKVMCoherence$$' ./integration
