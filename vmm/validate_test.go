@@ -71,6 +71,32 @@ func TestValidate(t *testing.T) {
 		{name: "disk absent", change: func(_ *testing.T, c *Config) { c.Disks[0].Path = "/nowhere/d" }, want: []string{"disk /nowhere/d: there is no such file"}},
 		{name: "disk folder", change: func(t *testing.T, c *Config) { c.Disks[0].Path = t.TempDir() }, want: []string{"it is a directory"}},
 		{name: "disk character device", change: func(_ *testing.T, c *Config) { c.Disks[0].Path = "/dev/null" }, want: []string{"neither a regular file nor a block device"}},
+		{name: "disk format", change: func(_ *testing.T, c *Config) { c.Disks[0].Format = "vmdk" }, want: []string{`the format "vmdk" is not known; there are raw and qcow2`}},
+		{name: "disk overlaid and read-only", change: func(_ *testing.T, c *Config) { c.Disks[1].Overlay = OverlayMemory }, want: []string{"a read-only disk needs no overlay"}},
+		{name: "disk kept nowhere", change: func(_ *testing.T, c *Config) { c.Disks[0].Overlay = OverlayPersist }, want: []string{"go together"}},
+		{name: "disk kept without overlay", change: func(t *testing.T, c *Config) { c.Disks[0].Persist = file(t, "o", 512) }, want: []string{"go together"}},
+		{name: "disk of no kind", change: func(_ *testing.T, c *Config) { c.Disks[0].Overlay, c.Disks[0].Cache, c.Disks[0].Share = 7, 8, 9 },
+			want: []string{"overlay 7: there is no such kind", "cache mode 8", "share mode 9"}},
+		{name: "disks overlaid with one base", change: func(_ *testing.T, c *Config) {
+			c.Disks[0].Overlay = OverlayMemory
+			c.Disks[1] = c.Disks[0]
+		}},
+		{name: "overlay", change: func(t *testing.T, c *Config) {
+			c.Disks[0].Overlay, c.Disks[0].Persist = OverlayPersist, filepath.Join(t.TempDir(), "new")
+		}},
+		{name: "overlay in no folder", change: func(_ *testing.T, c *Config) {
+			c.Disks[0].Overlay, c.Disks[0].Persist = OverlayPersist, "/nowhere/o"
+		}, want: []string{"overlay /nowhere/o: this user cannot make it in /nowhere"}},
+		{name: "overlay folder", change: func(t *testing.T, c *Config) {
+			c.Disks[0].Overlay, c.Disks[0].Persist = OverlayPersist, t.TempDir()
+		}, want: []string{"it is a directory"}},
+		{name: "overlay on itself", change: func(_ *testing.T, c *Config) {
+			c.Disks[0].Overlay, c.Disks[0].Persist = OverlayPersist, c.Disks[0].Path
+		}, want: []string{"it is a disk, too"}},
+		{name: "overlay twice", change: func(t *testing.T, c *Config) {
+			c.Disks[0].Overlay, c.Disks[0].Persist = OverlayPersist, file(t, "o", 512)
+			c.Disks[1] = c.Disks[0]
+		}, want: []string{"is given twice"}},
 		{name: "disk unnamed", change: func(_ *testing.T, c *Config) { c.Disks[0].Path = "" }, want: []string{"disk: it has no path"}},
 		{name: "disk twice", change: func(_ *testing.T, c *Config) { c.Disks[1].Path = c.Disks[0].Path }, want: []string{"is given twice, and not read-only"}},
 		{name: "disk twice read-only", change: func(_ *testing.T, c *Config) {

@@ -195,9 +195,9 @@ func (h *header) tables(f File, b []byte, fileSize int64) error {
 	} {
 		switch {
 		case t.bytes > t.most:
-			return corrupt("a %s of %d bytes, where %d are the most", t.name, t.bytes, t.most)
+			return corrupt("its %s has %d bytes, where %d are the most", t.name, t.bytes, t.most)
 		case t.bytes == 0 || t.offset == 0 || t.offset%uint64(cluster) != 0:
-			return corrupt("a %s of %d bytes at %#x", t.name, t.bytes, t.offset)
+			return corrupt("its %s has %d bytes and is at %#x", t.name, t.bytes, t.offset)
 		case t.offset > uint64(fileSize) || t.bytes > fileSize-int64(t.offset):
 			return corrupt("its %s is at %#x to %#x, and the file ends at %#x: it was cut off", t.name, t.offset, t.offset+uint64(t.bytes), fileSize)
 		}

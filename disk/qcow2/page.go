@@ -18,7 +18,7 @@ const (
 )
 
 func (k kind) String() string {
-	return [...]string{"refcount block", "refcount table", "L2 table", "L1 table"}[k]
+	return [...]string{"a refcount block", "the refcount table", "an L2 table", "the L1 table"}[k]
 }
 
 const (
@@ -64,7 +64,7 @@ func (s *pages) page(k kind, off int64) (*page, error) {
 		s.at[off] = p
 	}
 	if p.kind != k {
-		return nil, corrupt("%#x is a %s and a %s", off, p.kind, k)
+		return nil, corrupt("at %#x is both %s and %s", off, p.kind, k)
 	}
 	return p, nil
 }
