@@ -146,6 +146,14 @@ func (h *Holder) Activate(active bool) {
 // Active says whether the holder competes.
 func (h *Holder) Active() bool { return h.active }
 
+// Close destroys the holder's tickets.
+func (h *Holder) Close() {
+	h.Activate(false)
+	for len(h.held) > 0 {
+		h.held[0].Destroy()
+	}
+}
+
 func (h *Holder) take(t *Ticket) {
 	t.holder = h
 	h.held = append(h.held, t)

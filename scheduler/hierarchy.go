@@ -131,6 +131,14 @@ func (h *Hierarchy) Done(c *Client, used int64) {
 	h.Return(c)
 }
 
+// Forgo implements Policy.
+func (h *Hierarchy) Forgo(c *Client) {
+	if c.takesPart() {
+		n := &h.node[c.at]
+		n.pass.at = latest(n.pass.at, h.node[c.at/2].now.at-c.stride(2*h.start))
+	}
+}
+
 // Return implements Policy.
 func (h *Hierarchy) Return(c *Client) {
 	if c.state == running {

@@ -113,6 +113,9 @@ func (l *Lottery) Done(c *Client, used int64) {
 	l.Return(c)
 }
 
+// Forgo implements Policy. Nothing is owed.
+func (l *Lottery) Forgo(*Client) {}
+
 // Return implements Policy.
 func (l *Lottery) Return(c *Client) {
 	if c.state == running {

@@ -73,6 +73,9 @@ type Policy interface {
 	Next() *Client
 	// Done says that c, which Next chose, has used so much and wants more.
 	Done(c *Client, used int64)
+	// Forgo says that c left unused some of what it could have had: what it is
+	// owed beyond a quantum lapses.
+	Forgo(c *Client)
 	// Return puts back c, which Next chose, as if it had not been.
 	Return(c *Client)
 	// Charge says that c has used so much without having been chosen.

@@ -73,8 +73,7 @@ func (s *Stride) Join(c *Client) {
 func (c *Client) arrival(now int64, quantum uint64) int64 {
 	switch {
 	case !c.known:
-		stride, _ := mulDiv(passScale, quantum, c.weight)
-		return now + int64(stride)
+		return now + c.stride(quantum)
 	case c.state == blocked:
 		return latest(c.pass.at, now+min(c.remain, 0))
 	}
@@ -146,6 +145,23 @@ func (s *Stride) Done(c *Client, used int64) {
 	s.charge(c, used)
 	c.state = waiting
 	s.push(c)
+}
+
+// Forgo implements Policy.
+func (s *Stride) Forgo(c *Client) {
+	if !c.takesPart() {
+		return
+	}
+	c.pass.at = latest(c.pass.at, s.now.at-c.stride(s.quantum))
+	if c.state == waiting {
+		s.fix(c.at)
+	}
+}
+
+// stride is what one quantum adds to the client's pass.
+func (c *Client) stride(quantum uint64) int64 {
+	q, _ := mulDiv(passScale, quantum, c.weight)
+	return int64(q)
 }
 
 // Return implements Policy.

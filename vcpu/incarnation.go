@@ -15,8 +15,10 @@ import (
 // incarnation is one KVM vCPU and the thread that runs it. A vCPU has one for
 // each KVM VM of its guest.
 type incarnation struct {
-	kvm *kvm.VCPU
-	vm  int // index of its VM in the set
+	kvm    *kvm.VCPU
+	vm     int         // index of its VM in the set
+	halted *kvm.Gauge  // or nil: see VCPU.WatchHalts
+	inside atomic.Bool // in KVM_RUN, while it is live: see VCPU.Lower
 
 	tid   atomic.Int64 // 0 before the thread runs, gone after it ended
 	kicks sync.Mutex   // held while kicking, so that the thread cannot end and be closed meanwhile

@@ -36,7 +36,11 @@
 // parked), Set.trapping, Set.affinity, incarnation.kicks. A vCPU's thread takes
 // none of them on its way through an exit or a relayed interrupt.
 //
-// Not done here: memory and devices, whether the host's KVM can run a wide guest
+// A scheduler of vCPUs has three means here: Hold keeps a vCPU outside the guest,
+// Lower has it give way to all else while it is inside, and Halted tells whether
+// it has anything to do.
+//
+// Not done here: who is to run and when, memory and devices, whether the host's KVM can run a wide guest
 // at all (kvm.TwoDimensional), and where a vCPU had best be.
 package vcpu
 
@@ -106,8 +110,10 @@ type VCPU struct {
 
 	begun   atomic.Bool // with several incarnations: the guest has started the vCPU
 	stop    atomic.Bool
-	running atomic.Int32 // threads that have not ended
-	first   sync.Once    // sets end
+	hold    atomic.Uint32 // a futex: see Hold
+	low     atomic.Bool   // see Lower
+	running atomic.Int32  // threads that have not ended
+	first   sync.Once     // sets end
 	end     End
 	done    chan struct{}
 
@@ -171,6 +177,7 @@ func (v *VCPU) End() End { return v.end }
 // wait: see Done.
 func (v *VCPU) Stop() {
 	v.stop.Store(true)
+	v.Release()
 	for _, b := range v.bodies {
 		b.kick()
 	}
@@ -197,6 +204,9 @@ func (v *VCPU) Relayed() uint64 { return v.relayed.Load() }
 func (v *VCPU) Close() error {
 	var errs []error
 	for _, b := range v.bodies {
+		if b.halted != nil {
+			errs = append(errs, b.halted.Close())
+		}
 		errs = append(errs, b.kvm.Close())
 	}
 	return errors.Join(errs...)
@@ -205,15 +215,21 @@ func (v *VCPU) Close() error {
 // loop runs the guest until it ends, or until the vCPU is live elsewhere: then
 // the End is that of a Stop, and v.live says so.
 func (v *VCPU) loop(b *incarnation) End {
+	if !v.wait(b) {
+		return End{CPU: v.id, Cause: Stopped}
+	}
 	for {
 		// A request that came before this thread had an id to signal left
 		// immediate_exit set, so KVM_RUN returns at once.
-		if err := b.kvm.Run(); err != nil {
+		v.goIn(b)
+		err := b.kvm.Run()
+		v.comeOut(b)
+		if err != nil {
 			switch {
 			case errors.Is(err, unix.EINTR):
 				b.kvm.ImmediateExit(false)
 				v.exits[kvm.ExitIntr].Add(1)
-				if v.stop.Load() || v.set != nil && !v.interlude(b) {
+				if !v.wait(b) {
 					return End{CPU: v.id, Cause: Stopped}
 				}
 				continue

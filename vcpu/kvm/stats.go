@@ -25,33 +25,94 @@ func (c *VCPU) Stats() (Stats, error) {
 	return readStats(int(fd))
 }
 
+// Gauge is one momentary value of a vCPU's statistics.
+type Gauge struct {
+	fd  int
+	off int64
+}
+
+// Blocking tells whether the vCPU is halted in KVM_RUN: the value is 1 while its
+// thread waits for an interrupt to the guest, and 0 otherwise. The caller must
+// Close it.
+func (c *VCPU) Blocking() (*Gauge, error) {
+	fd, err := call(c.fd, reqGetStatsFD, 0)
+	if err != nil {
+		return nil, fmt.Errorf("KVM_GET_STATS_FD: %w", err)
+	}
+	g := &Gauge{fd: int(fd), off: -1}
+	err = eachStat(g.fd, func(name string, kind uint32, off int64) error {
+		if name == "blocking" {
+			g.off = off
+		}
+		return nil
+	})
+	if err == nil && g.off < 0 {
+		err = errors.New("KVM statistics: this kernel does not say which vCPUs are halted")
+	}
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// Read is the value now. It may be called from any thread.
+func (g *Gauge) Read() (uint64, error) {
+	var value [8]byte
+	if n, err := unix.Pread(g.fd, value[:], g.off); err != nil || n < len(value) {
+		return 0, errors.Join(errors.New("KVM statistics: no value"), err)
+	}
+	return binary.LittleEndian.Uint64(value[:]), nil
+}
+
+// Close frees the Gauge.
+func (g *Gauge) Close() error { return unix.Close(g.fd) }
+
 func readStats(fd int) (Stats, error) {
+	s := Stats{}
+	var value [8]byte
+	err := eachStat(fd, func(name string, kind uint32, off int64) error {
+		const cumulative = 0
+		if kind != cumulative {
+			return nil
+		}
+		if n, err := unix.Pread(fd, value[:], off); err != nil || n < len(value) {
+			return errors.Join(fmt.Errorf("KVM statistics: no value of %s", name), err)
+		}
+		s[name] = binary.LittleEndian.Uint64(value[:])
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// eachStat calls f with every value that is a single word: its name, kind and
+// place in the file.
+func eachStat(fd int, f func(name string, kind uint32, off int64) error) error {
 	head := make([]byte, 24)
 	if n, err := unix.Pread(fd, head, 0); err != nil || n < len(head) {
-		return nil, errors.Join(errors.New("KVM statistics: no header"), err)
+		return errors.Join(errors.New("KVM statistics: no header"), err)
 	}
 	u32 := binary.LittleEndian.Uint32
 	nameSize, num, descOff, dataOff := int(u32(head[4:])), int(u32(head[8:])), int64(u32(head[16:])), int64(u32(head[20:]))
 	const fixed, limit = 16, 4096
 	if nameSize > limit || num > limit {
-		return nil, fmt.Errorf("KVM statistics: %d descriptors with names of %d bytes", num, nameSize)
+		return fmt.Errorf("KVM statistics: %d descriptors with names of %d bytes", num, nameSize)
 	}
 	desc := make([]byte, num*(fixed+nameSize))
 	if n, err := unix.Pread(fd, desc, descOff); err != nil || n < len(desc) {
-		return nil, errors.Join(errors.New("KVM statistics: short descriptors"), err)
+		return errors.Join(errors.New("KVM statistics: short descriptors"), err)
 	}
-	s := make(Stats, num)
-	var value [8]byte
 	for ; len(desc) > 0; desc = desc[fixed+nameSize:] {
-		const kindMask, cumulative = 0xf, 0
-		if u32(desc)&kindMask != cumulative || binary.LittleEndian.Uint16(desc[6:]) != 1 {
+		const kindMask = 0xf
+		if binary.LittleEndian.Uint16(desc[6:]) != 1 {
 			continue
 		}
 		name, _, _ := strings.Cut(string(desc[fixed:fixed+nameSize]), "\x00")
-		if n, err := unix.Pread(fd, value[:], dataOff+int64(u32(desc[8:]))); err != nil || n < len(value) {
-			return nil, errors.Join(fmt.Errorf("KVM statistics: no value of %s", name), err)
+		if err := f(name, u32(desc)&kindMask, dataOff+int64(u32(desc[8:]))); err != nil {
+			return err
 		}
-		s[name] = binary.LittleEndian.Uint64(value[:])
 	}
-	return s, nil
+	return nil
 }

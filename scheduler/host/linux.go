@@ -1,0 +1,113 @@
+package host
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// system is what a pool asks of the host; tests have one of their own.
+type system interface {
+	// now is monotonic time, in ns.
+	now() int64
+	// used is the CPU time that a thread has had, in ns; ok is false if there
+	// is no such thread.
+	used(tid int) (ns int64, ok bool)
+	pin(tid int, cpus []int) error
+	// runnable says whether the thread runs or waits for a CPU.
+	runnable(tid int) bool
+}
+
+// linux is this host.
+type linux struct{}
+
+func (linux) now() int64 {
+	var t unix.Timespec
+	// It cannot fail for a clock that is always there.
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t)
+	return t.Nano()
+}
+
+// used reads the thread's own clock, whose id is made of the thread's as in the
+// kernel's include/linux/posix-timers_types.h.
+func (linux) used(tid int) (int64, bool) {
+	const perThread, scheduled = 4, 2
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^tid<<3|perThread|scheduled), &t); err != nil {
+		return 0, false
+	}
+	return t.Nano(), true
+}
+
+func (linux) pin(tid int, cpus []int) error {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		set.Set(c)
+	}
+	if err := unix.SchedSetaffinity(tid, &set); err != nil {
+		return fmt.Errorf("bind a vCPU's thread to CPUs %v: %w", cpus, err)
+	}
+	return nil
+}
+
+// urgent has the calling thread run as soon as it wants to: it does so for
+// microseconds in each quantum. What it starts has no part in that.
+func urgent() error {
+	a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	if unix.SchedSetAttr(0, &a, 0) == nil {
+		return nil
+	}
+	a = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: -20, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+	return unix.SchedSetAttr(0, &a, 0)
+}
+
+// runnable reads the third word of proc_pid_stat(5), which comes after the name in
+// parentheses.
+func (linux) runnable(tid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
+	i := bytes.LastIndexByte(b, ')')
+	return err == nil && i > 0 && len(b) > i+2 && b[i+2] == 'R'
+}
+
+// permitted tries on a thread of its own whether this process may raise what it
+// has lowered.
+func permitted() error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		a, err := unix.SchedGetAttr(0, 0)
+		if err == nil {
+			a.Policy = unix.SCHED_IDLE
+			err = unix.SchedSetAttr(0, a, 0)
+		}
+		if err == nil {
+			a.Policy = unix.SCHED_NORMAL
+			err = unix.SchedSetAttr(0, a, 0)
+		}
+		if err != nil {
+			err = fmt.Errorf("this process may not change its threads' priorities (%w): run it as root or with CAP_SYS_NICE, or leave scheduling to the host", err)
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// sleepUntil returns at a monotonic time, or before.
+func sleepUntil(ns int64) {
+	t := unix.NsecToTimespec(ns)
+	_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &t, nil)
+}
+
+// sleepUse returns when this process has had so much more CPU time, or before: if
+// all guests are idle, not at all.
+func sleepUse(d time.Duration) {
+	t := unix.NsecToTimespec(int64(d))
+	_ = unix.ClockNanosleep(unix.CLOCK_PROCESS_CPUTIME_ID, 0, &t, nil)
+}
+
+// interrupt ends a sleep of a thread, if it is in one just now.
+func interrupt(tid int) { _ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG) }

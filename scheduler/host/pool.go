@@ -1,0 +1,459 @@
+package host
+
+import (
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"disco/scheduler"
+)
+
+// level is how a thread may run.
+type level int
+
+const (
+	unset   level = iota
+	raised        // like the monitor's own
+	lowered       // when nothing else wants the CPU
+	held          // not at all
+)
+
+// pool is a set of CPUs and the vCPUs that share them.
+type pool struct {
+	s       *Scheduler
+	cpus    []int
+	index   int
+	policy  scheduler.Policy
+	members []*VCPU
+	next    int // the member with whom the next look at sleepers begins
+
+	last    int64 // when the last tick was
+	quiet   int   // ticks in a row without competition
+	chosen  []*VCPU
+	line    []*scheduler.Client
+	weights []uint64
+	free    []int
+	one     [1]int
+	ids     map[*scheduler.Client]*VCPU
+
+	tid  atomic.Int64
+	wake chan struct{}
+	done chan struct{}
+
+	ticks atomic.Uint64
+}
+
+func newPool(s *Scheduler, cpus []int, index uint64) *pool {
+	p := &pool{s: s, cpus: slices.Clone(cpus), index: int(index), ids: map[*scheduler.Client]*VCPU{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	q := int64(s.cfg.Quantum)
+	if s.cfg.Kind == Lottery {
+		p.policy = scheduler.NewLottery(q, s.cfg.Seed+index)
+	} else {
+		p.policy = scheduler.NewStride(q)
+	}
+	p.last = s.sys.now()
+	return p
+}
+
+func (p *pool) add(v *VCPU) {
+	v.pool = p
+	p.members = append(p.members, v)
+	p.ids[v.client] = v
+	p.nudge()
+}
+
+func (p *pool) remove(v *VCPU) {
+	p.asleep(v)
+	p.policy.Leave(v.client)
+	p.set(v, raised, anyCPU)
+	p.members = slices.DeleteFunc(p.members, func(o *VCPU) bool { return o == v })
+	p.chosen = slices.DeleteFunc(p.chosen, func(o *VCPU) bool { return o == v })
+	delete(p.ids, v.client)
+	v.pool, v.level, v.tid = nil, unset, 0
+}
+
+// start begins the pool's thread.
+func (p *pool) start() { go p.run() }
+
+func (p *pool) run() {
+	// Never unlocked: the thread's priority dies with it.
+	runtime.LockOSThread()
+	defer close(p.done)
+	p.tid.Store(int64(unix.Gettid()))
+	if err := urgent(); err != nil {
+		p.s.cfg.Log.Warn("the scheduler's thread has no priority, so quanta may be late", "err", err)
+	}
+	for {
+		p.s.mu.Lock()
+		if p.s.closed {
+			for len(p.members) > 0 {
+				p.remove(p.members[0])
+			}
+			p.s.mu.Unlock()
+			return
+		}
+		n := p.tick(p.s.sys.now())
+		p.s.mu.Unlock()
+		p.ticks.Add(1)
+		switch {
+		case n.idle:
+			<-p.wake
+		case n.use > 0:
+			sleepUse(n.use)
+		default:
+			sleepUntil(n.at)
+		}
+	}
+}
+
+// end waits until the thread has ended.
+func (p *pool) end() {
+	for {
+		p.nudge()
+		select {
+		case <-p.done:
+			return
+		case <-time.After(time.Millisecond):
+			interrupt(int(p.tid.Load()))
+		}
+	}
+}
+
+// nudge ends an idle pool's wait.
+func (p *pool) nudge() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// nap is what to do until the next tick.
+type nap struct {
+	idle bool          // nothing until something changes
+	use  time.Duration // look again after so much CPU time
+	at   int64         // tick at that time
+}
+
+// maxQuiet bounds for how many quanta of CPU time a pool that has CPUs for all is
+// not looked at.
+const maxQuiet = 10
+
+// sleepers bounds how many of those asleep a tick looks at.
+const sleepers = 64
+
+// tick ends a quantum and begins another.
+func (p *pool) tick(now int64) nap {
+	elapsed := now - p.last
+	p.last = now
+	p.look(now, elapsed)
+	p.reweigh(elapsed)
+	n := p.policy.Len()
+	if n <= len(p.cpus) && !p.limited() {
+		p.calm()
+		if len(p.members) <= len(p.cpus) && !p.limits() {
+			return nap{idle: true}
+		}
+		p.quiet = min(p.quiet+1, maxQuiet)
+		return nap{use: time.Duration(p.quiet) * p.s.cfg.Quantum * time.Duration(len(p.cpus))}
+	}
+	p.quiet = 0
+	p.choose()
+	return nap{at: now + int64(p.s.cfg.Quantum)}
+}
+
+// look finds out what all have done since the last tick, and tells the policy.
+func (p *pool) look(now, elapsed int64) {
+	budget := sleepers
+	n := len(p.members)
+	for i := range n {
+		v := p.members[(p.next+i)%n]
+		v.took = 0
+		if v.level != held {
+			if !v.awake {
+				if budget == 0 {
+					continue
+				}
+				if budget--; budget == 0 {
+					p.next = (p.next + i + 1) % n
+				}
+			}
+			p.lookAt(v, now, elapsed)
+		}
+		if v.awake || v.capped {
+			v.waited += max(0, elapsed-v.took)
+		}
+	}
+	for _, v := range p.members {
+		p.cap(v, now)
+	}
+}
+
+func (p *pool) lookAt(v *VCPU, now, elapsed int64) {
+	tid := v.thread.TID()
+	used, ok := int64(0), false
+	if tid != 0 {
+		used, ok = p.s.sys.used(tid)
+	}
+	if !ok {
+		p.asleep(v)
+		v.tid, v.level, v.class, v.cpu = 0, unset, unset, noCPU
+		return
+	}
+	if tid != v.tid {
+		v.tid, v.level, v.class, v.cpu = tid, unset, unset, noCPU
+	} else {
+		v.took = used - v.clock
+		v.used += v.took
+	}
+	v.clock = used
+	if l := v.guest.limit; l != nil {
+		l.Spend(now, v.took)
+	}
+	v.halted = v.thread.Halted()
+	if v.chosen && v.took == 0 && !v.halted {
+		// It may wait for something in the monitor, or for other processes.
+		v.halted = !p.s.sys.runnable(tid)
+	}
+	little := v.took < int64(p.s.cfg.Quantum)/littleUse
+	switch {
+	case v.chosen && v.halted && little:
+		// It had its chance and slept.
+		p.policy.Charge(v.client, v.took)
+		p.asleep(v)
+	case v.chosen:
+		p.policy.Done(v.client, v.took)
+		if v.halted {
+			p.policy.Forgo(v.client)
+		}
+	case v.took > 0:
+		p.policy.Charge(v.client, v.took)
+	}
+	if !v.awake && !(v.halted && little) {
+		p.awake(v)
+	}
+}
+
+// littleUse is the part of a quantum of which a vCPU has to use more to be taken
+// for one that wants to run although it has halted just now.
+const littleUse = 16
+
+func (p *pool) awake(v *VCPU) {
+	v.awake = true
+	v.holder.Activate(true)
+	p.policy.SetWeight(v.client, v.holder.Weight())
+	p.policy.Join(v.client)
+}
+
+func (p *pool) asleep(v *VCPU) {
+	v.awake = false
+	v.holder.Activate(false)
+	p.policy.Block(v.client)
+}
+
+// cap takes out who has used up its limit, and lets it in again.
+func (p *pool) cap(v *VCPU, now int64) {
+	over := v.guest.limit != nil && v.guest.limit.Wait(now) > 0
+	switch {
+	case over && !v.capped && v.awake:
+		p.asleep(v)
+		v.capped = true
+	case !over && v.capped:
+		v.capped = false
+		p.awake(v)
+	}
+}
+
+// limited says whether one with a limit wants to run, and limits whether there is
+// one at all.
+func (p *pool) limited() bool {
+	return slices.ContainsFunc(p.members, func(v *VCPU) bool { return v.capped || v.awake && v.guest.limit != nil })
+}
+
+func (p *pool) limits() bool {
+	return slices.ContainsFunc(p.members, func(v *VCPU) bool { return v.guest.limit != nil })
+}
+
+// reweigh tells the policy what everybody's tickets are worth now.
+func (p *pool) reweigh(elapsed int64) {
+	p.weights = p.weights[:0]
+	for _, v := range p.members {
+		if v.awake {
+			p.weights = append(p.weights, v.holder.Weight())
+		}
+	}
+	feasible := scheduler.Feasible(p.weights, len(p.cpus))
+	var total uint64
+	for _, w := range p.weights {
+		total += min(w, feasible)
+	}
+	cpus := int64(len(p.cpus))
+	for _, v := range p.members {
+		v.share = 0
+		if !v.awake {
+			continue
+		}
+		w := min(v.holder.Weight(), feasible)
+		if w != v.client.Weight() {
+			p.policy.SetWeight(v.client, w)
+		}
+		v.share = min(float64(w)/float64(total)*float64(cpus), 1)
+		v.asked += int64(v.share * float64(elapsed))
+	}
+}
+
+// choose picks who runs in the next quantum, and has it so.
+func (p *pool) choose() {
+	for _, v := range p.chosen {
+		v.chosen = false
+	}
+	p.chosen = p.chosen[:0]
+	// Those who have halted just now, and would be next if they had not, are
+	// to run as soon as they wake. They take no CPU from the others yet.
+	for n := 0; n < len(p.cpus); {
+		c := p.policy.Next()
+		if c == nil {
+			break
+		}
+		v := p.ids[c]
+		v.chosen = true
+		p.chosen = append(p.chosen, v)
+		if !v.halted {
+			v.choices++
+			n++
+		}
+	}
+	p.line = p.line[:0]
+	for range p.s.cfg.Line {
+		c := p.policy.Next()
+		if c == nil {
+			break
+		}
+		p.ids[c].inLine = true
+		p.line = append(p.line, c)
+	}
+	for _, c := range p.line {
+		p.policy.Return(c)
+	}
+	p.assign()
+	// First those who are to run, so that no CPU stands still.
+	for _, v := range p.chosen {
+		p.set(v, raised, v.next)
+	}
+	for _, v := range p.members {
+		switch {
+		case v.chosen:
+		case v.inLine:
+			p.set(v, lowered, anyCPU)
+		case v.awake && !v.halted && p.s.cfg.Line < Everyone, v.capped:
+			p.set(v, held, anyCPU)
+		case v.awake:
+			p.set(v, lowered, anyCPU)
+		case p.policy.Before(v.client):
+			p.set(v, raised, anyCPU)
+		default:
+			p.set(v, lowered, anyCPU)
+		}
+		v.inLine = false
+	}
+}
+
+// assign gives each of those chosen a CPU, the one that it had if it can.
+func (p *pool) assign() {
+	if len(p.cpus) == 1 {
+		for _, v := range p.chosen {
+			v.next = anyCPU
+		}
+		return
+	}
+	free := append(p.free[:0], p.cpus...)
+	for _, v := range p.chosen {
+		v.next = anyCPU
+		if i := slices.Index(free, v.cpu); i >= 0 && !v.halted {
+			v.next = v.cpu
+			free = slices.Delete(free, i, i+1)
+		}
+	}
+	for _, v := range p.chosen {
+		if v.next == anyCPU && !v.halted {
+			v.next, free = free[0], free[1:]
+		}
+	}
+}
+
+// calm lets all run as the kernel likes.
+func (p *pool) calm() {
+	for _, v := range p.chosen {
+		v.chosen = false
+		p.policy.Return(v.client)
+	}
+	p.chosen = p.chosen[:0]
+	for _, v := range p.members {
+		p.set(v, raised, anyCPU)
+	}
+}
+
+// set brings a thread to a level, on a CPU or anywhere in the pool.
+func (p *pool) set(v *VCPU, l level, cpu int) {
+	was := v.level
+	if v.tid == 0 || l == was && cpu == v.cpu {
+		return
+	}
+	v.level = l
+	if l == held {
+		v.thread.Hold()
+		return
+	}
+	var err error
+	if cpu != v.cpu {
+		on := p.cpus
+		if cpu != anyCPU {
+			on = p.one[:]
+			on[0] = cpu
+		}
+		err = p.s.sys.pin(v.tid, on)
+		v.cpu = cpu
+	}
+	if l != v.class {
+		set := v.thread.Raise
+		if l == lowered {
+			set = v.thread.Lower
+		}
+		if e := set(); e != nil {
+			err = e
+		}
+		v.class = l
+	}
+	if was == held {
+		v.thread.Release()
+	}
+	if err != nil && p.s.troubles < maxTroubles {
+		// A thread may have ended just now; anything else comes again.
+		p.s.troubles++
+		p.s.cfg.Log.Warn("scheduler", "guest", v.guest.name, "vcpu", v.id, "err", err)
+	}
+}
+
+// maxTroubles is how often the log is told what the host refused.
+const maxTroubles = 5
+
+func (v *VCPU) usage() Usage {
+	u := Usage{
+		Guest: v.guest.name, VCPU: v.id, Pool: -1, Share: v.share,
+		Used: time.Duration(v.used), Waited: time.Duration(v.waited), Asked: time.Duration(v.asked), Choices: v.choices,
+	}
+	if v.pool != nil {
+		u.Pool = v.pool.index
+	}
+	switch {
+	case v.capped:
+		u.State = Capped
+	case v.chosen, v.awake && v.level == raised:
+		u.State = Running
+	case v.awake:
+		u.State = Waiting
+	}
+	return u
+}
