@@ -12,6 +12,8 @@ import (
 // docs/ARCHITECTURE.md first. Test helpers (…test) and commands stand outside.
 var mayImport = map[string][]string{
 	"compose":                      {},
+	"control":                      {},
+	"control/metrics":              {"control"},
 	"memory/arena":                 {},
 	"memory/uffd":                  {},
 	"memory":                       {"memory/arena", "memory/uffd", "numa"},
