@@ -242,10 +242,20 @@ func (i *Image) move(r *request, table, off, n int64) (int64, error) {
 	}
 	n = min(n, count<<i.clusterBits-head)
 
+	var around [2]place
+	for k, e := range []uint64{first, last} {
+		if around[k], err = i.place(e); err != nil {
+			if !kept {
+				i.giveBack(to)
+			}
+			return 0, err
+		}
+	}
+
 	moving := extent{off >> i.clusterBits, count}
 	i.moving = append(i.moving, moving)
 	i.mu.Unlock()
-	err = i.fill(r, off, n, to.first<<i.clusterBits, first, last, fresh)
+	err = i.fill(r, off, n, to.first<<i.clusterBits, around, fresh)
 	i.mu.Lock()
 	k := slices.Index(i.moving, moving)
 	i.moving = slices.Delete(i.moving, k, k+1)
@@ -282,36 +292,31 @@ func (i *Image) moves(e uint64) bool {
 }
 
 // fill writes the next n bytes of r to the file for the disk at off, whose clusters
-// are now at `to`, and what the old first and last ones have around them. Fresh
+// are now at `to`, and around them what the first and the last one have been. Fresh
 // clusters read as zeroes. busy is held.
-func (i *Image) fill(r *request, off, n, to int64, first, last uint64, fresh bool) error {
+func (i *Image) fill(r *request, off, n, to int64, old [2]place, fresh bool) error {
 	mask := i.cluster - 1
 	head, end := off&mask, off+n
 	r.bufs = r.bufs[:0]
 	var err error
-	if r.head, err = i.around(r, r.head, off-head, head, first, fresh); err != nil {
+	if r.head, err = i.around(r, r.head, off-head, head, old[0], fresh); err != nil {
 		return err
 	}
 	if len(r.bufs) == 0 {
 		to += head
 	}
 	r.bufs = r.rest.next(r.bufs, n)
-	if r.tail, err = i.around(r, r.tail, end, -end&mask, last, fresh); err != nil {
+	if r.tail, err = i.around(r, r.tail, end, -end&mask, old[1], fresh); err != nil {
 		return err
 	}
 	return i.file.WriteV(r.bufs, to)
 }
 
-// around appends to r.bufs what the old cluster of an L2 entry has in a range of
-// the disk; nothing if it reads as zeroes and the new one does so, too. It uses and
-// returns buf.
-func (i *Image) around(r *request, buf []byte, off, n int64, entry uint64, fresh bool) ([]byte, error) {
+// around appends to r.bufs what a cluster has been in a range of the disk; nothing
+// if it reads as zeroes and the new one does so, too. It uses and returns buf.
+func (i *Image) around(r *request, buf []byte, off, n int64, p place, fresh bool) ([]byte, error) {
 	if n == 0 {
 		return buf, nil
-	}
-	p, err := i.place(entry)
-	if err != nil {
-		return buf, err
 	}
 	if i.empty(p, off) {
 		for ; n > 0 && !fresh; n -= int64(len(zeroes)) {
@@ -322,7 +327,7 @@ func (i *Image) around(r *request, buf []byte, off, n int64, entry uint64, fresh
 	p.offset += off & (i.cluster - 1)
 	buf = slices.Grow(buf[:0], int(n))[:n]
 	r.alone[0] = buf
-	err = i.read(r.alone[:], off, p)
+	err := i.read(r.alone[:], off, p)
 	r.alone[0] = nil
 	r.bufs = append(r.bufs, buf)
 	return buf, err
