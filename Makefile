@@ -133,6 +133,12 @@ soak-nodes: build stress lab ## stress-ng for 3 minutes on two nodes while pages
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@DISCO_STRESS=180 bin/disco lab --steady --nodes 2 --cpus 2 --memory 4G $(ARGS) -- build/test/lab.test -test.v -test.run '^TestLabNodesStress$$' -test.timeout 20m
 
+# Each kill takes a process of its own.
+.PHONY: soak-disk
+soak-disk: images ## kill a program that writes to disks 1000 times, and cut the power 200,000 times: minutes
+	@DISCO_KILLS=1000 go test -v -count=1 -timeout 30m -run '^TestHostKill$$' ./disk
+	@DISCO_CUTS=200000 go test -v -count=1 -timeout 30m -run '^TestPowerCuts$$' ./disk/qcow2
+
 .PHONY: images
 images: ## fetch qemu-img, which the tests of disk images are held against
 	@scripts/debian images
