@@ -80,15 +80,15 @@ func (v *VCPU) setLow(low bool) error {
 		return nil
 	}
 	if !low {
-		return setIdle(tid, false)
+		return b.setIdle(tid, false)
 	}
 	if !b.inside.Load() {
 		return nil // it will do it itself
 	}
-	err := setIdle(tid, true)
+	err := b.setIdle(tid, true)
 	if !b.inside.Load() {
 		// It came out, and may have looked at low before.
-		err = errors.Join(err, setIdle(tid, false))
+		err = errors.Join(err, b.setIdle(tid, false))
 	}
 	return err
 }
@@ -97,9 +97,9 @@ func (v *VCPU) setLow(low bool) error {
 func (v *VCPU) goIn(b *incarnation) {
 	if v.low.Load() {
 		// Refused, it would have been refused to Lower too, which tells.
-		_ = setIdle(0, true)
+		_ = b.setIdle(0, true)
 		if !v.low.Load() {
-			_ = setIdle(0, false)
+			_ = b.setIdle(0, false)
 		}
 	}
 	b.inside.Store(true)
@@ -108,12 +108,12 @@ func (v *VCPU) goIn(b *incarnation) {
 func (v *VCPU) comeOut(b *incarnation) {
 	b.inside.Store(false)
 	if v.low.Load() {
-		_ = setIdle(0, false)
+		_ = b.setIdle(0, false)
 	}
 }
 
 // setIdle sets the policy of a thread, or with 0 of this one.
-func setIdle(tid int, idle bool) error {
+func (b *incarnation) setIdle(tid int, idle bool) error {
 	a := &normal
 	if idle {
 		a = &idling
@@ -121,6 +121,7 @@ func setIdle(tid int, idle bool) error {
 	if err := unix.SchedSetAttr(tid, a, 0); err != nil {
 		return fmt.Errorf("set the priority of a vCPU's thread: %w", err)
 	}
+	b.lowered.Store(idle)
 	return nil
 }
 

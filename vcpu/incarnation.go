@@ -15,10 +15,11 @@ import (
 // incarnation is one KVM vCPU and the thread that runs it. A vCPU has one for
 // each KVM VM of its guest.
 type incarnation struct {
-	kvm    *kvm.VCPU
-	vm     int         // index of its VM in the set
-	halted *kvm.Gauge  // or nil: see VCPU.WatchHalts
-	inside atomic.Bool // in KVM_RUN, while it is live: see VCPU.Lower
+	kvm     *kvm.VCPU
+	vm      int         // index of its VM in the set
+	halted  *kvm.Gauge  // or nil: see VCPU.WatchHalts
+	inside  atomic.Bool // in KVM_RUN, while it is live: see VCPU.Lower
+	lowered atomic.Bool // the thread has SCHED_IDLE
 
 	tid   atomic.Int64 // 0 before the thread runs, gone after it ended
 	kicks sync.Mutex   // held while kicking, so that the thread cannot end and be closed meanwhile
@@ -66,6 +67,10 @@ func (b *incarnation) kick() {
 	// The flag first: a thread that has no id yet finds it on its way in.
 	b.kvm.ImmediateExit(true)
 	if tid := b.tid.Load(); tid != 0 {
+		if b.lowered.Load() {
+			// It would come out when nothing else wants its CPU.
+			_ = b.setIdle(int(tid), false)
+		}
 		// The thread is ours and alive while kicks is held; nothing can go wrong.
 		_ = unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
 	}

@@ -28,6 +28,9 @@ type Config struct {
 	NUMA        NUMA   // on which nodes it runs, and what becomes of its pages
 	Console     Console
 	Vsock       string        // path of the UNIX socket that reaches the guest's vsock, made by New; or empty for none
+	Tickets     int64         // its part of the host's CPUs, of those that want to run; 1 to scheduler.MaxTickets, 0 for DefaultTickets
+	Group       string        // the group of guests in which its tickets count, named like a guest; empty for none
+	CPULimit    int           // thousandths of a CPU that its vCPUs may use together, whatever is free; 0 for no limit
 	Timeout     time.Duration // from starting the guest to killing it; 0 for none
 	Grace       time.Duration // from pressing the power button to killing the guest; 0 for DefaultGrace
 

@@ -41,6 +41,7 @@ type Guest struct {
 	history  *history
 	out      *devices.Output
 	clock    clock
+	share    *share // of the CPUs; nil where the host schedules
 
 	mu      sync.Mutex
 	machine *machine      // the current one, or nil between two
@@ -68,6 +69,11 @@ func (g *Guest) build() (*machine, error) {
 	var bad *ConfigError
 	if err != nil && !errors.As(err, &bad) {
 		err = &HostError{err}
+	}
+	if err == nil {
+		if err = m.enlist(g.share); err != nil {
+			return nil, errors.Join(&HostError{err}, m.close())
+		}
 	}
 	return m, err
 }
@@ -176,6 +182,7 @@ func (g *Guest) Close() error {
 	if m != nil {
 		errs = append(errs, m.close())
 	}
+	errs = append(errs, g.share.leave())
 	if g.backends != nil {
 		errs = append(errs, g.backends.close())
 	}

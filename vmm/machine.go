@@ -10,6 +10,7 @@ import (
 	"disco/devices/pci"
 	"disco/memory"
 	"disco/numa/balance"
+	"disco/scheduler/host"
 	"disco/vcpu"
 	"disco/vcpu/kvm"
 	"disco/virtio"
@@ -40,6 +41,8 @@ type machine struct {
 	balance    *balance.Daemon // or nil
 	set        *vcpu.Set
 	vcpus      []*vcpu.VCPU // the set's
+	share      *share       // by which they are run, or nil
+	members    []*host.VCPU // and they in it
 	pio, mmio  devices.Bus
 	irq        *interrupts
 	ioapic     *devices.IOAPIC
@@ -265,6 +268,7 @@ func (m *machine) halt() {
 	if !m.started {
 		return
 	}
+	m.dismissVCPUs()
 	m.set.Stop()
 	if m.serial != nil {
 		m.serial.Close() // frees a vCPU that waits for a slow terminal

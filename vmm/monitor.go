@@ -17,7 +17,8 @@ import (
 type MonitorConfig struct {
 	CacheSize uint64         // bytes of the buffer cache for images that guests share; 0 for its default
 	Topology  *numa.Topology // the host's nodes, for guests that bring none; nil to read this host's for each guest
-	Log       *slog.Logger   // for guests that have no log of their own; nil to drop it
+	Scheduler SchedulerConfig
+	Log       *slog.Logger // for guests that have no log of their own; nil to drop it
 }
 
 // Monitor is what guests of one process share: /dev/kvm, the kernels and initrds
@@ -36,6 +37,7 @@ type Monitor struct {
 
 	mu     sync.Mutex // before any Guest.mu
 	guests []*Guest   // those that have a place, in order of coming
+	shares shares
 	closed bool
 }
 
@@ -136,6 +138,7 @@ func (m *Monitor) Close() error {
 	}
 	m.closed = true
 	m.observer.stop()
+	m.shares.close()
 	return errors.Join(m.bases.close(), m.sys.Close())
 }
 
@@ -153,6 +156,9 @@ func (m *Monitor) admit(g *Guest) error {
 	}
 	p, err := settle(&g.cfg, m.sys, m.given(&g.cfg.NUMA), g.log)
 	if err != nil {
+		return err
+	}
+	if g.share, err = m.enter(&g.cfg); err != nil {
 		return err
 	}
 	g.place = p

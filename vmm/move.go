@@ -79,6 +79,9 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 	next.nodes = []numa.Node{to}
 	m.place, g.place = &next, &next
 	g.mu.Unlock()
+	for id := range m.vcpus {
+		m.vcpuMoved(id)
+	}
 	if err := m.space.SetNode(to); err != nil {
 		return fmt.Errorf("move to node %d: %w", to, err)
 	}

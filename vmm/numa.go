@@ -136,6 +136,7 @@ func (m *machine) setOptions(sys *kvm.System, cfg *Config, supported []kvm.CPUID
 	o.Homes, o.RelayBase = p.homes, boot.RelayArea
 	o.Thread = func(vm, _ int) { m.space.Threads(p.nodes[vm], m.set.Threads(vm)...) }
 	o.Moved = func(id, _, _ int) {
+		m.vcpuMoved(id)
 		if err := m.irq.moved(); err != nil {
 			log.Error("interrupts of a vCPU that moved", "vcpu", id, "error", err)
 		}

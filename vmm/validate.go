@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"disco/scheduler"
 )
 
 // ConfigError holds everything that is wrong with a Config, one problem each,
@@ -67,6 +69,7 @@ func (c *Config) Validate() error {
 		v.add("cpus %d: a guest has at most %d", c.CPUs, MaxCPUs)
 	}
 	v.memory(c.Memory)
+	v.share(c)
 	v.disks(c.Disks)
 	v.nets(c.Nets)
 	n := len(c.Disks) + len(c.Nets)
@@ -98,6 +101,20 @@ type validator struct{ problems []error }
 
 func (v *validator) add(format string, args ...any) {
 	v.problems = append(v.problems, fmt.Errorf(format, args...))
+}
+
+func (v *validator) share(c *Config) {
+	if c.Tickets != 0 {
+		if err := scheduler.CheckTickets(c.Tickets); err != nil {
+			v.problems = append(v.problems, err)
+		}
+	}
+	if !nameForm.MatchString(c.Group) {
+		v.add("group %q: use at most 64 letters, digits, '.', '_' and '-'", c.Group)
+	}
+	if c.CPULimit < 0 {
+		v.add("CPU limit %d: it must not be negative", c.CPULimit)
+	}
 }
 
 func (v *validator) kernel(c *Config) {

@@ -76,6 +76,9 @@ type Config struct {
 	Quantum time.Duration // MinQuantum to MaxQuantum; 0 for DefaultQuantum
 	// Pools are the host's CPUs, a set for each pool, without overlap.
 	Pools [][]int
+	// Bound keeps threads to their pool's CPUs even while all find one; without
+	// it they run then where they were bound to before.
+	Bound bool
 	Seed  uint64 // of a lottery
 	Log   *slog.Logger
 

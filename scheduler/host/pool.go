@@ -150,10 +150,9 @@ func (p *pool) tick(now int64) nap {
 	p.last = now
 	p.look(now, elapsed)
 	p.reweigh(elapsed)
-	n := p.policy.Len()
-	if n <= len(p.cpus) && !p.limited() {
+	if (p.policy.Len() <= len(p.cpus) || !p.several(true)) && !p.limited() {
 		p.calm()
-		if len(p.members) <= len(p.cpus) && !p.limits() {
+		if (len(p.members) <= len(p.cpus) || !p.several(false)) && !p.limits() {
 			return nap{idle: true}
 		}
 		p.quiet = min(p.quiet+1, maxQuiet)
@@ -274,6 +273,23 @@ func (p *pool) limited() bool {
 
 func (p *pool) limits() bool {
 	return slices.ContainsFunc(p.members, func(v *VCPU) bool { return v.guest.limit != nil })
+}
+
+// several says whether there are vCPUs of several guests, or several guests with
+// vCPUs that want to run. Those of one guest are all alike, and the kernel knows
+// better when they wait for each other.
+func (p *pool) several(awake bool) bool {
+	var one *Guest
+	for _, v := range p.members {
+		if awake && !v.awake {
+			continue
+		}
+		if one != nil && v.guest != one {
+			return true
+		}
+		one = v.guest
+	}
+	return false
 }
 
 // reweigh tells the policy what everybody's tickets are worth now.
@@ -398,7 +414,7 @@ func (p *pool) calm() {
 // set brings a thread to a level, on a CPU or anywhere in the pool.
 func (p *pool) set(v *VCPU, l level, cpu int) {
 	was := v.level
-	if v.tid == 0 || l == was && cpu == v.cpu {
+	if v.tid == 0 || l == was && (cpu == v.cpu || l == held) {
 		return
 	}
 	v.level = l
@@ -407,7 +423,7 @@ func (p *pool) set(v *VCPU, l level, cpu int) {
 		return
 	}
 	var err error
-	if cpu != v.cpu {
+	if cpu != v.cpu && (v.cpu != noCPU || cpu != anyCPU || p.s.cfg.Bound) {
 		on := p.cpus
 		if cpu != anyCPU {
 			on = p.one[:]
