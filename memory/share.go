@@ -182,6 +182,7 @@ func (s *Space) Share(p PPN, r Run) error {
 			return err
 		}
 		s.counters.shared.Add(uint64(n))
+		s.counters.runs.Add(1)
 		return nil
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -322,4 +323,66 @@ func BenchmarkHostShare(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestHostSharesSideBySide has several who each read into, load from and store to
+// pages of their own, next to one another, at once.
+func TestHostSharesSideBySide(t *testing.T) {
+	const workers, poolN = 4, 64
+	a := cached(t, poolN)
+	s := sharing(t, Range{0, 4 * mib})
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			rnd := rng{uint64(w) + 1}
+			want := map[PPN][]byte{}
+			got := make([]byte, page)
+			for i := range 400 {
+				// Pieces of 8 pages in turn belong to one each.
+				piece := rnd.below(1024/8/workers)*workers + w
+				p := PPN(piece*8 + rnd.below(8))
+				n := 1 + rnd.below(8-int(p)%8)
+				switch rnd.below(4) {
+				case 0, 1:
+					from := uint64(rnd.below(poolN - n))
+					if err := s.Share(p, Run{a, from, n}); err != nil {
+						t.Error(err)
+						return
+					}
+					for j := range PPN(n) {
+						want[p+j] = bytes.Clone(a.Bytes()[(from+uint64(j))*page:][:page])
+					}
+				case 2:
+					b := []byte{byte(i), byte(w)}
+					off := rnd.below(page - 2)
+					if err := guestStore(s.View(0), b, GPA(p)*page+GPA(off)); err != nil {
+						t.Error(err)
+						return
+					}
+					if want[p] == nil {
+						want[p] = make([]byte, page)
+					}
+					copy(want[p][off:], b)
+				default:
+					b := []byte{byte(i), byte(w), 7}
+					if err := s.WriteAt(b, GPA(p)*page+99); err != nil {
+						t.Error(err)
+						return
+					}
+					if want[p] == nil {
+						want[p] = make([]byte, page)
+					}
+					copy(want[p][99:], b)
+				}
+				for q, b := range want {
+					if err := guestLoad(s.View(0), got, GPA(q)*page); err != nil || !bytes.Equal(got, b) {
+						t.Errorf("worker %d, act %d: other bytes in page %#x (%v)", w, i, uint64(q), err)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	checkInvariants(t, s)
 }

@@ -9,7 +9,7 @@ import (
 
 type counters struct {
 	migrated, replicated, collapsed            atomic.Uint64
-	shared, unshared                           atomic.Uint64
+	shared, runs, unshared                     atomic.Uint64
 	sharedNow                                  atomic.Int64
 	guardFaults, collapseFaults                atomic.Uint64
 	sampleFaults, aroundFaults, leftoverFaults atomic.Uint64
@@ -23,6 +23,8 @@ type Stats struct {
 	Replicated uint64 `json:"replicated"`
 	Collapsed  uint64 `json:"collapsed"`
 	Shared     uint64 `json:"shared"`
+	// SharedRuns is in how many pieces those of Shared came.
+	SharedRuns uint64 `json:"sharedRuns"`
 	// Unshared counts those of Collapsed that were Shared.
 	Unshared uint64 `json:"unshared"`
 	// SharedPages are those that there are now.
@@ -63,7 +65,7 @@ func (s *Space) Stats() Stats {
 	c := &s.counters
 	t := Stats{
 		Migrated: c.migrated.Load(), Replicated: c.replicated.Load(), Collapsed: c.collapsed.Load(), Shared: c.shared.Load(),
-		Unshared: c.unshared.Load(), SharedPages: uint64(max(0, c.sharedNow.Load())),
+		SharedRuns: c.runs.Load(), Unshared: c.unshared.Load(), SharedPages: uint64(max(0, c.sharedNow.Load())),
 		SampleFaults: c.sampleFaults.Load(), AroundFaults: c.aroundFaults.Load(),
 		GuardFaults: c.guardFaults.Load(), CollapseFaults: c.collapseFaults.Load(), LeftoverFaults: c.leftoverFaults.Load(),
 		BytesCopied: c.copied.Load(), Failed: c.failed.Load(), PinsHeld: uint64(s.Pins()),
