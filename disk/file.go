@@ -216,7 +216,12 @@ func (f *file) fallocate(mode uint32, off, n int64) error {
 	}
 }
 
-var zeroes [64 << 10]byte
+// zeroes are aligned to pages: a write that a kill interrupts ends where a page of
+// its source does, which must not be within a sector.
+var zeroes = func() []byte {
+	b := make([]byte, 64<<10+4096)
+	return b[-uintptr(unsafe.Pointer(&b[0]))%4096:][:64<<10]
+}()
 
 func (f *file) writeZeroes(off, n int64) error {
 	const most = 16

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -144,6 +145,11 @@ func TestHostKill(t *testing.T) {
 	wg.Wait()
 }
 
+// forks is held while this process starts another, which for a moment has all the
+// files that this one has open, and while it has an image open, whose lock would
+// stay that much longer.
+var forks sync.Mutex
+
 func killRun(t *testing.T, mode string, seed uint64, kills int) {
 	dir, err := os.MkdirTemp(t.TempDir(), mode)
 	if err != nil {
@@ -156,7 +162,9 @@ func killRun(t *testing.T, mode string, seed uint64, kills int) {
 		return
 	}
 	rng := rand.New(rand.NewPCG(seed, 99))
+	forks.Lock()
 	state, err := killContents(mode, path)
+	forks.Unlock()
 	if err != nil {
 		t.Error(err)
 		return
@@ -169,7 +177,10 @@ func killRun(t *testing.T, mode string, seed uint64, kills int) {
 			t.Errorf("%s, kill %d: %v", mode, k, err)
 			return
 		}
-		if state, err = killCheck(mode, path, seed, state, flushed); err != nil {
+		forks.Lock()
+		state, err = killCheck(mode, path, seed, state, flushed)
+		forks.Unlock()
+		if err != nil {
 			t.Errorf("%s, kill %d, after %d flushes: %v", mode, k, flushed, err)
 			return
 		}
@@ -177,7 +188,10 @@ func killRun(t *testing.T, mode string, seed uint64, kills int) {
 			flushes += n
 		}
 		if !strings.HasPrefix(mode, "raw") && (k%20 == 0 || k == kills-1) {
-			if out, err := exec.Command(qemuImg(t), "check", "-f", "qcow2", path).CombinedOutput(); err != nil && !leaksOnly(err) {
+			forks.Lock()
+			out, err := exec.Command(qemuImg(t), "check", "-f", "qcow2", path).CombinedOutput()
+			forks.Unlock()
+			if err != nil && !leaksOnly(err) {
 				t.Errorf("%s, kill %d: qemu-img check: %v\n%s", mode, k, err, out)
 			}
 		}
@@ -240,7 +254,10 @@ func killOnce(mode, path string, seed uint64, after int) (flushed [killWorkers]i
 	if err != nil {
 		return flushed, err
 	}
-	if err := cmd.Start(); err != nil {
+	forks.Lock()
+	err = cmd.Start()
+	forks.Unlock()
+	if err != nil {
 		return flushed, err
 	}
 	b := make([]byte, 1)
@@ -276,10 +293,17 @@ func killContents(mode, path string) ([]uint64, error) {
 		sector := b[s*SectorSize : (s+1)*SectorSize]
 		state[s] = binary.LittleEndian.Uint64(sector)
 		if !bytes.Equal(sector[8:], sector[:SectorSize-8]) {
-			return nil, fmt.Errorf("sector %d is mixed", s)
+			return nil, fmt.Errorf("sector %d is mixed: %x", s, slices.Compact(numbers(sector)))
 		}
 	}
 	return state, nil
+}
+
+func numbers(b []byte) (list []uint64) {
+	for ; len(b) > 0; b = b[8:] {
+		list = append(list, binary.LittleEndian.Uint64(b))
+	}
+	return list
 }
 
 // killCheck compares a disk with what it was before and what was flushed since. It

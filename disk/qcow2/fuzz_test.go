@@ -130,7 +130,7 @@ func l2(v uint64) func([]byte) []byte {
 	}
 }
 
-func TestHostileImages(t *testing.T) {
+func TestHarmfulImages(t *testing.T) {
 	for _, c := range hostile {
 		t.Run(c.name, func(t *testing.T) {
 			b := c.change(testdata(t, c.image))

@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"disco/disk"
 	"disco/disk/qcow2"
@@ -28,6 +31,15 @@ func qemu(t testing.TB, dir, program string, args ...string) string {
 
 func tryQEMU(t testing.TB, dir, program string, args ...string) (string, error) {
 	t.Helper()
+	cmd := exec.Command(filepath.Join(filepath.Dir(qemuImg(t)), program), args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// qemuImg finds qemu-img, beside which is qemu-io.
+func qemuImg(t testing.TB) string {
+	t.Helper()
 	bin := os.Getenv("DISCO_QEMU_IMG")
 	if bin == "" {
 		var err error
@@ -38,10 +50,7 @@ func tryQEMU(t testing.TB, dir, program string, args ...string) (string, error) 
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("there is no qemu-img (%v); run make images", err)
 	}
-	cmd := exec.Command(filepath.Join(filepath.Dir(bin), program), args...)
-	cmd.Dir = dir
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	return bin
 }
 
 func open(t testing.TB, path string, o disk.Options) *disk.Layer {
@@ -388,6 +397,169 @@ func TestHostQEMUOverlay(t *testing.T) {
 			reads(t, img, want)
 			closes(t, img)
 			checks(t, path)
+		})
+	}
+}
+
+// TestHostQEMULocks: qemu-img keeps off what is written to here, and the other way
+// round; readers go together.
+func TestHostQEMULocks(t *testing.T) {
+	for _, format := range []string{"raw", "qcow2"} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "d")
+		qemu(t, dir, "qemu-img", "create", "-f", format, "d", "1M")
+		img, err := disk.Open(path, disk.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"qemu-img", "info", "d"}, {"qemu-img", "check", "-f", format, "d"}, {"qemu-io", "-f", format, "-c", "write 0 512", "d"}} {
+			if format == "raw" && args[0] == "qemu-img" {
+				continue // it does not mind that others write to a raw image
+			}
+			if out, err := tryQEMU(t, dir, args[0], args[1:]...); err == nil || !strings.Contains(out, "lock") {
+				t.Errorf("%s: while it is written to here, %q says: %s", format, args, out)
+			}
+		}
+		closes(t, img)
+		for _, c := range []struct {
+			args     []string
+			readOnly bool
+			free     bool
+		}{
+			{[]string{"-f", format, "d"}, false, false},
+			{[]string{"-f", format, "d"}, true, false},
+			{[]string{"-r", "-f", format, "d"}, false, format == "raw"},
+			{[]string{"-r", "-f", format, "d"}, true, true},
+		} {
+			pid, end := interactive(t, dir, c.args...)
+			img, err := disk.Open(path, disk.Options{ReadOnly: c.readOnly})
+			switch {
+			case c.free && err != nil, !c.free && (!errors.Is(err, disk.ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("process %d (", pid))):
+				t.Errorf("%s: while qemu-io %q runs as %d: %v", format, c.args, pid, err)
+			}
+			if err == nil {
+				closes(t, img)
+			}
+			end()
+		}
+	}
+}
+
+// interactive starts a qemu-io that has an image open until end.
+func interactive(t *testing.T, dir string, args ...string) (pid int, end func()) {
+	t.Helper()
+	bin := filepath.Join(filepath.Dir(qemuImg(t)), "qemu-io")
+	cmd := exec.Command(bin, args...)
+	cmd.Dir = dir
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// It has the image open once it answers.
+	fmt.Fprintln(in, "length")
+	b := make([]byte, 256)
+	for got := ""; !strings.Contains(got, "1 MiB"); {
+		n, err := out.Read(b)
+		if err != nil {
+			t.Fatalf("qemu-io: %v after %q", err, got)
+		}
+		got += string(b[:n])
+	}
+	return cmd.Process.Pid, func() {
+		in.Close()
+		if err := errors.Join(drain(out), cmd.Wait()); err != nil {
+			t.Errorf("qemu-io: %v", err)
+		}
+	}
+}
+
+func drain(r io.Reader) error {
+	_, err := io.Copy(io.Discard, r)
+	return err
+}
+
+// TestHostFull: on a filesystem that is full, writes fail, what was flushed stays,
+// and with more room it goes on.
+func TestHostFull(t *testing.T) {
+	for _, format := range []string{"raw", "qcow2"} {
+		t.Run(format, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("disco-test", dir, "tmpfs", 0, "size=2m"); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := unix.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+			}()
+			path := filepath.Join(dir, "d")
+			qemu(t, dir, "qemu-img", "create", "-f", format, "d", "8M")
+			img, err := disk.Open(path, disk.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := make([]byte, 8<<20)
+			full := 0
+			part := func(k int) []byte { return want[k*10000&^511:][:10240] }
+			for k := range 500 {
+				b := bytes.Repeat([]byte{byte(k + 1)}, 10240)
+				err := img.WriteV([][]byte{b}, int64(k)*10000&^511)
+				if k%7 == 0 {
+					err = errors.Join(err, img.Flush())
+				}
+				if err != nil {
+					if full++; !errors.Is(err, unix.ENOSPC) {
+						t.Fatal(err)
+					}
+					continue
+				}
+				copy(part(k), b)
+			}
+			if full < 100 {
+				t.Errorf("only %d of 500 writes found it full", full)
+			}
+			// What failed may have been written in part: only what nothing failed at
+			// is compared.
+			if err := img.Flush(); err != nil {
+				t.Errorf("a flush of what was written: %v", err)
+			}
+			got := make([]byte, 10240)
+			if err := img.ReadV([][]byte{got}, 0); err != nil || !bytes.Equal(got[:9728], want[:9728]) {
+				t.Errorf("the first write is gone (%v)", err)
+			}
+			// The guest gives something up, and uses it again.
+			if err := errors.Join(img.Discard(0, 512<<10), img.Flush()); err != nil {
+				t.Error(err)
+			}
+			if err := img.WriteV([][]byte{bytes.Repeat([]byte{1}, 128<<10)}, 7<<20); err != nil {
+				t.Errorf("after discarding: %v", err)
+			}
+			if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=16m"); err != nil {
+				t.Fatal(err)
+			}
+			for k := range 800 {
+				if err := img.WriteV([][]byte{bytes.Repeat([]byte{byte(k + 7)}, 10240)}, int64(k)*10000&^511); err != nil {
+					t.Fatal(err)
+				}
+			}
+			closes(t, img)
+			if format == "qcow2" {
+				checks(t, path)
+			}
+			if img, err = disk.Open(path, disk.Options{ReadOnly: true}); err != nil {
+				t.Fatal(err)
+			}
+			if err := img.ReadV([][]byte{got}, 799*10000&^511); err != nil || got[5000] != byte((799+7)%256) {
+				t.Errorf("the last write is gone (%v)", err)
+			}
+			closes(t, img)
 		})
 	}
 }

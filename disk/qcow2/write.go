@@ -3,6 +3,7 @@ package qcow2
 import (
 	"errors"
 	"slices"
+	"unsafe"
 )
 
 const (
@@ -13,7 +14,12 @@ const (
 	maxDropped = 4096
 )
 
-var zeroes [64 << 10]byte
+// zeroes are aligned to pages: a write that a kill interrupts ends where a page of
+// its source does, which must not be within a sector.
+var zeroes = func() []byte {
+	b := make([]byte, 64<<10+4096)
+	return b[-uintptr(unsafe.Pointer(&b[0]))%4096:][:64<<10]
+}()
 
 // WriteV writes bufs, in order, to the disk at off. It is on stable storage after
 // Flush. A write that fails may have been done in part.
