@@ -11,7 +11,7 @@
 // are totals since the guest's last restart: who wants rates asks twice. Fields
 // may be added within a version; a change of what there is makes a new one.
 //
-// A [Server] answers for a [Source], which is the monitor. It trusts nobody but
+// A [Handler] answers for a [Source], which is the monitor, at a [Server]. That trusts nobody but
 // its own user: the socket has mode 0600 in a folder of mode 0700, and who
 // connects is asked for credentials (SO_PEERCRED) besides. Requests are bounded in
 // size and time, and connections in number.

@@ -26,7 +26,7 @@ const (
 	closeTimeout   = time.Second
 )
 
-// Server answers requests about one Source.
+// Server answers requests at one listener.
 type Server struct {
 	http *http.Server
 	path string
@@ -34,11 +34,11 @@ type Server struct {
 	err  error // of Serve, when done is closed
 }
 
-// Serve answers those who connect to l, which it then owns, until Close. metrics
-// may be nil.
-func Serve(l net.Listener, s Source, metrics http.Handler, log *slog.Logger) *Server {
+// Serve has h answer those who connect to l, which it then owns, until Close: a
+// Handler as a rule, or something as quick.
+func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	v := &Server{path: l.Addr().String(), done: make(chan struct{}), http: &http.Server{
-		Handler:           Handler(s, metrics),
+		Handler:           h,
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -53,11 +53,11 @@ func Serve(l net.Listener, s Source, metrics http.Handler, log *slog.Logger) *Se
 	return v
 }
 
-// Path is that of the socket.
+// Path is where it listens: that of the socket.
 func (v *Server) Path() string { return v.path }
 
 // Close removes the socket and ends all connections; answers under way have a
-// second. The Source is not called after it. Closing twice is harmless.
+// second. The handler is not called after it. Closing twice is harmless.
 func (v *Server) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -71,7 +71,7 @@ func (v *Server) Close() error {
 	return err
 }
 
-// Handler is the interface of s without a socket.
+// Handler is the interface of s, without a socket. metrics may be nil.
 func Handler(s Source, metrics http.Handler) http.Handler {
 	h := handler{s}
 	mux := http.NewServeMux()

@@ -162,7 +162,7 @@ func serve(t *testing.T, f Source) (dir string, s *Server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = Serve(l, f, nil, log)
+	s = Serve(l, Handler(f, nil), log)
 	t.Cleanup(func() { s.Close() })
 	return dir, s
 }
@@ -440,7 +440,7 @@ func TestStranger(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.(*listener).uid++ // so that we are the stranger
-	s = Serve(l, newFake(), nil, slog.New(slog.DiscardHandler))
+	s = Serve(l, Handler(newFake(), nil), slog.New(slog.DiscardHandler))
 	defer s.Close()
 	c := NewClient(s.Path())
 	defer c.Close()

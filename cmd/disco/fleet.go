@@ -23,6 +23,7 @@ type fleet struct {
 	*world
 	members    []*member
 	monitor    vmm.MonitorConfig
+	outside    outside
 	consoleDir string // or empty
 	report     string // path, or empty
 	stats      time.Duration
@@ -167,6 +168,14 @@ func (f *fleet) here(ctx context.Context) (err error) {
 	if err := f.build(monitor); err != nil {
 		return err
 	}
+	hide, err := f.outside.open(f.world, monitor, f.monitor.Log)
+	if err != nil {
+		for _, m := range f.members {
+			err = errors.Join(err, m.close())
+		}
+		return err
+	}
+	defer hide()
 	ctx, stop := f.watchSignals(ctx, "all power buttons are pressed; a second signal kills the guests", f.kill)
 	defer stop()
 	var all sync.WaitGroup
@@ -335,7 +344,7 @@ func (f *fleet) ending() error {
 // inLab runs the fleet in the lab by a command line of its own.
 func (f *fleet) inLab(ctx context.Context, args []string) error {
 	var runs []*run
-	var problems []error
+	problems := f.outside.beyondLab()
 	for _, m := range f.members {
 		runs = append(runs, m.run)
 		if m.pty {

@@ -51,7 +51,7 @@ const labReserve = 1 << 30
 func (r *run) inLab(ctx context.Context) error {
 	args := append([]string{"run"}, r.args("here")...)
 	runs := slices.Repeat([]*run{r}, r.count)
-	return r.runInLab(ctx, args, runs, map[string]string{"report": r.report}, nil, r.verbose)
+	return r.runInLab(ctx, args, runs, map[string]string{"report": r.report}, r.outside.beyondLab(), r.verbose)
 }
 
 // runInLab runs guests in the lab, by args. Files that it is to write there, by

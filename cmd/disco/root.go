@@ -28,6 +28,7 @@ type guest interface {
 // monitor is what the commands use of a *vmm.Monitor.
 type monitor interface {
 	New(vmm.Config) (guest, error)
+	Live() []vmm.Live
 	Close() error
 }
 
@@ -52,6 +53,7 @@ type world struct {
 	findings    func() []host.Finding // everything about this host
 	labMissing  func() []error        // what the lab lacks
 	newMonitor  func(vmm.MonitorConfig) (monitor, error)
+	controlDir  func() (string, error) // of this user's control sockets
 	runLab      func(context.Context, lab.Options) (int, error)
 	topology    func() (*numa.Topology, error)
 	benchNUMA   func(context.Context, locality.Options) (*locality.Results, error)
@@ -69,6 +71,7 @@ func here() *world {
 		findings:    h.Check,
 		labMissing:  lab.Prerequisites,
 		newMonitor:  newMonitor,
+		controlDir:  controlDir,
 		runLab:      lab.Run,
 		topology:    func() (*numa.Topology, error) { return numa.Read(os.DirFS("/")) },
 		benchNUMA:   locality.Benchmark,
@@ -89,6 +92,7 @@ const rootLong = `disco boots Linux guests on KVM.
 
     disco run            boots a Debian guest; on a terminal it ends in a shell
     disco up FILE        boots the guests that a file describes, in one process
+    disco top            shows what running guests do
     disco check          says what this machine can do, and how to mend what not
     disco lab -- make    runs a command on an emulated machine with NUMA nodes
 
@@ -124,7 +128,7 @@ func newRoot(w *world) *cobra.Command {
 	root.SetHelpCommandGroupID("program")
 	root.SetCompletionCommandGroupID("program")
 	for group, commands := range map[string][]*cobra.Command{
-		"guests":  {newRun(w).command(), upCommand(w)},
+		"guests":  {newRun(w).command(), upCommand(w), topCommand(w), ticketsCommand(w)},
 		"machine": {labCommand(w), checkCommand(w), benchCommand(w)},
 		"program": {versionCommand()},
 	} {

@@ -33,6 +33,7 @@ type run struct {
 	where   string // auto, here or lab
 	root    rootImage
 	share   vmm.ShareMode
+	outside outside
 	report  string // path, or empty
 	stats   time.Duration
 	verbose bool
@@ -145,6 +146,7 @@ func (r *run) flags(c *cobra.Command) {
 	f.Var(parsed("stats-interval", "DURATION", "", &r.stats, parseDuration, &r.problems), "stats-interval",
 		"print a line that often, such as 1s: share of local accesses, pages and copies on each node, moves, faults and relayed interrupts (default never)")
 	f.Var(parsed("host", "HOST", r.where, &r.where, parseWhere, &r.problems), "host",
+	r.outside.flags(f, &r.problems)
 		"where to run: here, in the lab, or auto, which is here if this host's KVM runs stock kernels and the lab otherwise")
 	f.BoolVarP(&r.verbose, "verbose", "v", false, "log what the monitor does, and say at the end what the run took")
 
@@ -324,7 +326,7 @@ func (r *run) check(absent error) error {
 
 // fleet is the guests of --guests.
 func (r *run) fleet() *fleet {
-	f := &fleet{world: r.world, monitor: r.monitor, report: r.report, stats: r.stats, verbose: r.verbose}
+	f := &fleet{world: r.world, monitor: r.monitor, outside: r.outside, report: r.report, stats: r.stats, verbose: r.verbose}
 	for i := range r.count {
 		one := *r
 		one.cfg.Name = fmt.Sprintf("%s-%d", cmp.Or(r.cfg.Name, "guest"), i+1)
@@ -395,3 +397,4 @@ func (r *run) args(where string) []string {
 	add(true, "--host", where)
 	return a
 }
+	add(true, r.outside.args()...)

@@ -56,6 +56,11 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 		return o, report, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
+	hide, err := r.outside.open(r.world, m, cfg.Log)
+	if err != nil {
+		return o, report, err
+	}
+	defer hide()
 	g, err = m.New(cfg)
 	if err != nil {
 		return o, report, err

@@ -86,6 +86,7 @@ func upCommand(w *world) *cobra.Command {
 	f.StringVar(&u.report, "report", "", "write to `FILE`, as a JSON array, what disco run --report writes of each guest")
 	f.Var(parsed("stats-interval", "DURATION", "", &u.stats, parseDuration, &u.problems), "stats-interval",
 		"print a line of each guest that often, such as 10s (see disco run --help; default never)")
+	u.outside.flags(f, &u.problems)
 	f.Var(parsed("host", "HOST", u.where, &u.where, parseWhere, &u.problems), "host",
 		"where to run: here, in the lab, or auto, which is here if this host's KVM runs stock kernels and the lab otherwise")
 	f.BoolVarP(&u.verbose, "verbose", "v", false, "log what the monitor does")
@@ -137,7 +138,7 @@ func (u *up) read() error {
 }
 
 // alone are the flags of disco run that are no keys of a guest.
-var alone = []string{"name", "guests", "cache-size", "report", "stats-interval", "host", "verbose"}
+var alone = []string{"name", "guests", "cache-size", "control", "metrics", "report", "stats-interval", "host", "verbose"}
 
 // fromFolder are keys whose values begin with a path.
 var fromFolder = map[string]bool{
@@ -287,4 +288,5 @@ func (u *up) inLab(ctx context.Context) error {
 		args = append(args, "--verbose")
 	}
 	return u.fleet.inLab(ctx, append(args, "--", u.file))
+	args = append(args, u.outside.args()...)
 }

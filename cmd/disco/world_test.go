@@ -70,6 +70,7 @@ type fakeWorld struct {
 	labCode  int
 	labErr   error
 	newErr   error
+	live     []vmm.Live
 	make     func(vmm.Config) (guest, error) // instead of all this, or nil
 }
 
@@ -84,6 +85,8 @@ func (w *fakeWorld) New(c vmm.Config) (guest, error) {
 	}
 	return w.guest, nil
 }
+
+func (w *fakeWorld) Live() []vmm.Live { return w.live }
 
 func (w *fakeWorld) Close() error { return nil }
 
@@ -106,6 +109,7 @@ func newWorld(t *testing.T) *fakeWorld {
 		guests:     func() []host.Finding { return runsHere },
 		findings:   func() []host.Finding { return runsHere },
 		labMissing: func() []error { return nil },
+		controlDir: func() (string, error) { return filepath.Join(dir, "run"), nil },
 		newMonitor: func(vmm.MonitorConfig) (monitor, error) { return w, nil },
 		runLab: func(_ context.Context, o lab.Options) (int, error) {
 			w.lab = &o
