@@ -41,6 +41,9 @@ type SchedulerConfig struct {
 	Strict bool
 }
 
+// CheckTickets refuses a number of tickets that cannot be had.
+func CheckTickets(n int64) error { return scheduler.CheckTickets(n) }
+
 // Validate returns nil or a *ConfigError with all that is wrong with c.
 func (c *SchedulerConfig) Validate() error {
 	v := validator{}

@@ -155,6 +155,7 @@ func TestArgsMeanTheSame(t *testing.T) {
 		{"--kernel", file},
 		{"--net", "none", "--console", "serial", "--timeout", "1m30s", "--grace", "0s", "--memory", "16777216", "--kaslr", "--cmdline-only"},
 		{"--disk", file + ",ro", "--disk-share", "always", "--cache-size", "64M"},
+		{"--tickets", "300", "--group", "gold", "--cpu-limit", "12.5%", "--scheduler", "lottery", "--quantum", "3ms", "--cpus-host", "0"},
 		{"--disk", file + ",ro", "--disk", file + ",ro", "--net", "user,forward=udp:[::1]:53:53", "--net", "tap=t", "-v", "--name", "n",
 			"--report", filepath.Join(dir, "r"), "--vsock", filepath.Join(dir, "v"), "--cmdline", "it's -- 'quoted'"},
 	} {
@@ -164,7 +165,7 @@ func TestArgsMeanTheSame(t *testing.T) {
 		if second.where != "here" {
 			t.Errorf("%q: runs at %s", args, second.where)
 		}
-		if !reflect.DeepEqual(first.cfg, second.cfg) || first.monitor != second.monitor || first.report != second.report || first.verbose != second.verbose {
+		if !reflect.DeepEqual(first.cfg, second.cfg) || !reflect.DeepEqual(first.monitor, second.monitor) || first.report != second.report || first.verbose != second.verbose {
 			t.Errorf("%q: got %+v\nthen %+v", args, first.cfg, second.cfg)
 		}
 	}
