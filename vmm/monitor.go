@@ -219,14 +219,14 @@ func (g *Guest) holding(all bool) (*place, uint64) {
 }
 
 // threads is how many of Go's processors a guest's threads may keep: those of
-// vCPUs, relays too, and of the memory keep one for up to 10 ms while they are in
-// the kernel, and workers, of other guests too, must not wait for that.
+// vCPUs, relays too, and of what moves pages keep one for up to 10 ms while they are
+// in the kernel, and workers, of other guests too, must not wait for that. Each
+// processor costs some 30 KiB.
 func threads(cfg *Config, p *place) int {
-	views := 1
 	if cfg.NUMA.wide(p) {
-		views = len(p.nodes)
+		return (cfg.CPUs + 3) * len(p.nodes)
 	}
-	return (cfg.CPUs + 3) * views
+	return cfg.CPUs + 1
 }
 
 // processors keeps GOMAXPROCS at what this process needs, for all Monitors: the
