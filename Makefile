@@ -144,7 +144,7 @@ images: ## fetch qemu-img, which the tests of disk images are held against
 	@scripts/debian images
 
 .PHONY: image
-image: ## make a disk image of a small Debian, build/image/debian.raw
+image: ## make a disk image of a small Debian, build/image/debian.raw and .qcow2
 	@scripts/debian image
 
 .PHONY: lab
