@@ -133,6 +133,7 @@ func (r *run) flags(c *cobra.Command) {
 		"memory in pages of 4 KiB (off), of 2 MiB where the kernel has them to give (thp), or all of it in pages of 2 MiB from the beginning (2M)")
 	f.Var(parsed("fake-nodes", "N", "", &r.cfg.NUMA.FakeNodes, parseFake, &r.problems), "fake-nodes",
 		fmt.Sprintf("split one node of this host into N, 1 to %d, to try what needs several; nothing gets faster by it", numa.MaxFake))
+	r.schedulerFlags(f)
 	f.StringVar(&r.cfg.Vsock, "vsock", "", "make a UNIX socket at `PATH` that reaches the guest's vsock: connect, write \"CONNECT PORT\\n\", read \"OK PORT\\n\"")
 	f.StringVar(&r.cfg.Name, "name", "", "call the guest `NAME` in messages and in the process's memory map")
 	f.Var(parsed("guests", "N", "", &r.count, parseCount, &r.problems), "guests",
@@ -155,6 +156,8 @@ func (r *run) flags(c *cobra.Command) {
 		"host":       hostChoices,
 		"net":        {"user\tno rights needed", "tap=\ta tap interface", "none"},
 		"disk-share": shareChoices, "cache-size": nil,
+		"scheduler": {"stride\tby tickets", "lottery\tby drawing lots", "host\tas the host likes"},
+		"tickets":   nil, "group": nil, "cpu-limit": nil, "quantum": nil, "cpus-host": nil,
 		"cpus": nil, "guests": nil, "memory": nil, "timeout": nil, "grace": nil, "name": nil, "cmdline": nil,
 	} {
 		// It fails only for a flag that does not exist.
@@ -306,6 +309,9 @@ func (r *run) check(absent error) error {
 			problems = append(problems, p)
 		}
 	}
+	if ce, ok := errors.AsType[*vmm.ConfigError](r.monitor.Scheduler.Validate()); ok {
+		problems = append(problems, ce.Problems...)
+	}
 	if r.stats < 0 {
 		problems = append(problems, fmt.Errorf("stats interval %v: it must not be negative", r.stats))
 	}
@@ -386,6 +392,7 @@ func (r *run) args(where string) []string {
 	add(!c.NUMA.Lenient, "--numa", formatBalance(c.NUMA.Balance))
 	add(c.NUMA.Huge != memory.HugeTHP, "--huge", formatHuge(c.NUMA.Huge))
 	add(c.NUMA.FakeNodes != 0, "--fake-nodes", strconv.Itoa(c.NUMA.FakeNodes))
+	a = append(a, r.schedulerArgs()...)
 	add(c.Vsock != "", "--vsock", c.Vsock)
 	add(c.Name != "", "--name", c.Name)
 	add(r.count != 1, "--guests", strconv.Itoa(r.count))

@@ -121,16 +121,17 @@ func (u *up) read() error {
 		problems = append(problems, p)
 	}
 	for _, s := range file.Top {
-		size, err := parseSize(s.Text)
-		if err != nil {
+		if err := u.set(s); err != nil {
 			problems = append(problems, &compose.Problem{Path: u.file, Pos: s.Pos, Err: fmt.Errorf("%s %q: %w", s.Key, s.Text, err)})
 		}
-		u.monitor.CacheSize = size
 	}
 	for i := range file.Guests {
 		problems = append(problems, u.add(&file.Guests[i])...)
 	}
 	problems = append(problems, u.conflicts()...)
+	if ce, ok := errors.AsType[*vmm.ConfigError](u.monitor.Scheduler.Validate()); ok {
+		problems = append(problems, ce.Problems...)
+	}
 	if problems != nil {
 		return &vmm.ConfigError{Problems: problems}
 	}
@@ -159,12 +160,15 @@ func keyOf(f *pflag.Flag) (string, compose.Kind) {
 
 // schema makes keys of the flags of disco run.
 func (u *up) schema() compose.Schema {
-	s := compose.Schema{Top: map[string]compose.Kind{"cache-size": compose.Text}, Guest: map[string]compose.Kind{}}
+	s := compose.Schema{Top: map[string]compose.Kind{"cache-size": compose.Text, groupsKey: compose.List}, Guest: map[string]compose.Kind{}}
+	for _, key := range schedulerKeys {
+		s.Top[key] = compose.Text
+	}
 	newRun(u.world).command().Flags().VisitAll(func(f *pflag.Flag) {
 		key, kind := keyOf(f)
 		s.Guest[key] = kind
 	})
-	for _, name := range alone {
+	for _, name := range append(schedulerKeys, alone...) {
 		delete(s.Guest, name)
 	}
 	return s
