@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -494,4 +496,33 @@ func TestUpExample(t *testing.T) {
 			t.Errorf("docs/up.md does not have the key %s", key)
 		}
 	}
+}
+
+// FuzzLines: whatever a guest writes, what comes out is lines after its name that
+// leave the terminal alone.
+func FuzzLines(f *testing.F) {
+	for _, s := range []string{"a\nb", "\x1b[31mred\x1b[0m\r\n", "\x1b]0;t\x07", "\x9b31m", "\xc2\x9b31m", "\x1b\x1b[", "\x00\x7f\xff\u2028\u202e"} {
+		f.Add([]byte(s), 3)
+	}
+	f.Fuzz(func(t *testing.T, text []byte, at int) {
+		var b strings.Builder
+		l := (&screen{w: &b}).lines("n", 0)
+		at = max(0, min(at, len(text)))
+		for _, p := range [][]byte{text[:at], text[at:]} {
+			if n, err := l.Write(p); n != len(p) || err != nil {
+				t.Fatalf("%d, %v", n, err)
+			}
+		}
+		l.Close()
+		if !utf8.ValidString(b.String()) {
+			t.Errorf("%q is not UTF-8", b.String())
+		}
+		for line := range strings.Lines(b.String()) {
+			body, ok := strings.CutPrefix(line, "n | ")
+			body, whole := strings.CutSuffix(body, "\n")
+			if !ok || !whole || strings.ContainsFunc(body, func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
+				t.Errorf("%q", line)
+			}
+		}
+	})
 }
