@@ -183,12 +183,3 @@ func (snap *snapshot) write(f File, k kind, pageSize int64) error {
 	}
 	return nil
 }
-
-func (snap *snapshot) empty() bool {
-	for k := range kinds {
-		if len(snap.off[k]) > 0 {
-			return false
-		}
-	}
-	return true
-}

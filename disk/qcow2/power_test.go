@@ -166,7 +166,6 @@ func stamped(b []byte) (v uint64, ok bool) {
 // those written since.
 type model struct {
 	may  [][]uint64
-	zero []bool // it may also be what is below
 	base pattern
 }
 
