@@ -99,7 +99,11 @@ func (o *Options) make(path, basePath string) error {
 	if err != nil {
 		return fmt.Errorf("making it: %w", err)
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, tmp.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err != nil {
+	err = unix.Renameat2(unix.AT_FDCWD, tmp.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if err == unix.EINVAL || err == unix.ENOSYS {
+		err = os.Link(tmp.Name(), path) // a filesystem that cannot rename so
+	}
+	if err != nil {
 		return fmt.Errorf("making it: %w", err)
 	}
 	// So that it is still there after a crash.
