@@ -16,6 +16,7 @@ type Guest struct {
 	Bytes     uint64 `json:"bytes"`      // read
 	Sum       string `json:"sum"`        // of all that was read
 	JobSum    string `json:"job_sum"`    // of what the job made
+	Before    uint64 `json:"before"`     // of Cached and Buffers, before anything was read
 	Total     uint64 `json:"mem_total"`  // by its kernel, as all that follow
 	Free      uint64 `json:"mem_free"`   //
 	Cached    uint64 `json:"cached"`     //
@@ -80,6 +81,10 @@ func (c *console) heed(line string) {
 	switch {
 	case v["result"] == "failed":
 		err = fmt.Errorf("%s", text)
+	case v["share"] == "up":
+		var buffers uint64
+		err = numbers(v, map[string]*uint64{"cached": &g.Before, "buffers": &buffers})
+		g.Before += buffers
 	case v["share"] == "read":
 		g.Sum, err = v["sum"], numbers(v, map[string]*uint64{"files": &g.Files, "bytes": &g.Bytes})
 	case v["share"] == "job":
@@ -87,8 +92,8 @@ func (c *console) heed(line string) {
 	case v["share"] == "memory":
 		err = numbers(v, map[string]*uint64{"total": &g.Total, "free": &g.Free, "cached": &g.Cached,
 			"buffers": &g.Buffers, "anonymous": &g.Anonymous, "slab": &g.Slab})
-		if err == nil && g.Free > g.Total {
-			err = fmt.Errorf("more memory is free than there is: %s", text)
+		if err == nil && (g.Free > g.Total || g.Before > g.Cached+g.Buffers) {
+			err = fmt.Errorf("the guest's memory makes no sense: %s", text)
 		}
 	case v["share"] == "done":
 		c.over = true

@@ -45,7 +45,7 @@ func (r *Row) Ratio() float64 { return float64(r.V) / float64(r.M) }
 func (r *Row) FileCopies() float64 {
 	var cached uint64 // of all guests
 	for _, g := range r.Each {
-		cached += g.Cached + g.Buffers
+		cached += g.Cached + g.Buffers - g.Before // which is the initramfs
 	}
 	own := cached - min(cached, r.Shared)
 	return (float64(r.Cache) + float64(own)) / (float64(cached) / float64(r.Guests))

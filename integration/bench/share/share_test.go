@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-const said = "[    1.2] Linux\r\ndisco-guest: share=up\r\n" +
+const said = "[    1.2] Linux\r\ndisco-guest: share=up cached=90 buffers=9\r\n" +
 	"disco-guest: share=read files=10 bytes=4096 sum=00ff\r\n[    2.0] x disco-guest: share=job bytes=7 sum=aa\r\n" +
 	"disco-guest: share=memory total=1000 free=400 cached=300 buffers=20 anonymous=10 slab=5\r\ndisco-guest: share=done\r\n"
 
@@ -24,7 +24,7 @@ func TestConsole(t *testing.T) {
 		default:
 			t.Fatal("not done")
 		}
-		want := Guest{Files: 10, Bytes: 4096, Sum: "00ff", JobSum: "aa", Total: 1000, Free: 400, Cached: 300, Buffers: 20, Anonymous: 10, Slab: 5}
+		want := Guest{Files: 10, Bytes: 4096, Sum: "00ff", JobSum: "aa", Before: 99, Total: 1000, Free: 400, Cached: 300, Buffers: 20, Anonymous: 10, Slab: 5}
 		if got := c.said(); got != want {
 			t.Errorf("in pieces of %d: %+v", piece, got)
 		}
@@ -37,6 +37,7 @@ func TestConsoleFailures(t *testing.T) {
 		"disco-guest: share=read files=x bytes=1 sum=0\n",
 		"disco-guest: share=memory total=1 free=2 cached=0 buffers=0 anonymous=0 slab=0\n",
 		"disco-guest: share=memory total=1\n",
+		strings.Replace(said, "cached=90", "cached=400", 1),
 	} {
 		c := newConsole()
 		c.Write([]byte(text + said))

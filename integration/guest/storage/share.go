@@ -32,7 +32,11 @@ func share(w words) error {
 	if err := unix.Mount(rootDisk, root, "ext4", unix.MS_RDONLY|unix.MS_NOATIME, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", rootDisk, err)
 	}
-	say("share=up")
+	before, err := memory()
+	if err != nil {
+		return err
+	}
+	say("share=up cached=%d buffers=%d", before["Cached"], before["Buffers"])
 	s := &sum{}
 	for _, dir := range strings.Split(w.text("read", "/usr"), ",") {
 		if err := s.tree(filepath.Join(root, dir)); err != nil {
