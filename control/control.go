@@ -34,7 +34,7 @@ type Monitor struct {
 	// Scheduler divides the CPUs: stride, lottery, or host, which is the kernel by
 	// itself and knows no tickets.
 	Scheduler string `json:"scheduler"`
-	CPUs      int    `json:"cpus"`       // of the host, that its guests run on
+	CPUs      int    `json:"cpus"`       // of the host, on which its guests run
 	Quantum   uint64 `json:"quantum_ns"` // 0 with host
 }
 
@@ -60,10 +60,10 @@ type Guest struct {
 
 	Group   string `json:"group,omitempty"`   // whose currency its tickets are in
 	Tickets int64  `json:"tickets,omitempty"` // 0 with the scheduler host
-	// Asked is the part of the monitor's CPUs that its tickets entitle it to while
-	// all compete, 0 to 1.
-	Asked float64 `json:"asked,omitempty"`
-	Limit float64 `json:"limit,omitempty"` // most CPUs that it may use; 0 is no limit
+	// Asked is how many of the monitor's CPUs its tickets entitle it to while all
+	// guests compete: 0.5 is half of one.
+	Asked float64 `json:"asked_cpus,omitempty"`
+	Limit float64 `json:"limit_cpus,omitempty"` // that it may use at most; 0 is no limit
 
 	// Parallel[i] is how long exactly i of its vCPUs ran at once; nil where nobody
 	// looked.
@@ -83,11 +83,11 @@ type VCPU struct {
 	ID      int     `json:"id"`
 	Node    int     `json:"node"`
 	State   string  `json:"state"`
-	Asked   float64 `json:"asked,omitempty"` // as in Guest
-	CPU     uint64  `json:"cpu_ns"`          // that it got
-	Waited  uint64  `json:"waiting_ns"`      // that it wanted to run, and did not
-	Stolen  uint64  `json:"steal_ns"`        // of that, what the guest sees as steal time
-	Relayed uint64  `json:"relayed_ipis"`    // interrupts from vCPUs of other nodes
+	Asked   float64 `json:"asked_cpus,omitempty"` // as in Guest
+	CPU     uint64  `json:"cpu_ns"`               // that it got
+	Waited  uint64  `json:"waiting_ns"`           // that it wanted to run, and did not
+	Stolen  uint64  `json:"steal_ns"`             // of that, what the guest sees as steal time
+	Relayed uint64  `json:"relayed_ipis"`         // interrupts from vCPUs of other nodes
 	// Exits to the monitor by reason.
 	Exits map[string]uint64 `json:"exits"`
 }

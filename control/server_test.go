@@ -36,10 +36,10 @@ func newFake() *fake {
 	return &fake{guests: []Guest{
 		{
 			Name: "web", State: Running, Memory: 512 << 20, Resident: 100 << 20, Shared: 12 << 20, Nodes: []int{0, 1}, LocalShare: &share,
-			Group: "front", Tickets: 300, Asked: 0.75, Limit: 1.5, Parallel: []uint64{5, 10, 15},
+			Group: "front", Tickets: 300, Asked: 1.5, Limit: 1.5, Parallel: []uint64{5, 10, 15},
 			VCPUs: []VCPU{
-				{ID: 0, Node: 0, State: Running, Asked: 0.375, CPU: 7_000_000, Waited: 2_000_000, Stolen: 1_500_000, Exits: map[string]uint64{"io": 12, "mmio": 3}},
-				{ID: 1, Node: 1, State: Halted, Asked: 0.375, Relayed: 9, Exits: map[string]uint64{}},
+				{ID: 0, Node: 0, State: Running, Asked: 0.75, CPU: 7_000_000, Waited: 2_000_000, Stolen: 1_500_000, Exits: map[string]uint64{"io": 12, "mmio": 3}},
+				{ID: 1, Node: 1, State: Halted, Asked: 0.75, Relayed: 9, Exits: map[string]uint64{}},
 			},
 		},
 		{Name: "db", State: Built, Memory: 1 << 30, Nodes: []int{0}, VCPUs: []VCPU{}},

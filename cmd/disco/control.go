@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -150,9 +149,10 @@ type source struct {
 
 func (s *source) Monitor() control.Monitor {
 	info, _ := debug.ReadBuildInfo()
+	how := s.Scheduling()
 	return control.Monitor{
 		Version: control.Version, PID: os.Getpid(), Program: version(info), Uptime: uint64(time.Since(s.start)),
-		Scheduler: "host", CPUs: runtime.NumCPU(),
+		Scheduler: schedulers[how.Kind], CPUs: how.CPUs, Quantum: uint64(how.Quantum),
 	}
 }
 
@@ -166,8 +166,16 @@ func (s *source) Guests() []control.Guest {
 
 func (s *source) SetTickets(name string, n int64) error {
 	for _, l := range s.Live() {
-		if nameOf(&l) == name {
-			return fmt.Errorf("tickets: this monitor leaves its CPUs to the host's scheduler, which knows none%.0w", control.ErrRefused)
+		if nameOf(&l) != name {
+			continue
+		}
+		found, err := s.monitor.SetTickets(l.Name, n)
+		switch {
+		case !found: // it has just gone
+		case err != nil:
+			return fmt.Errorf("%w%.0w", err, control.ErrRefused)
+		default:
+			return nil
 		}
 	}
 	return control.ErrNoGuest
@@ -189,6 +197,7 @@ func guestOf(l *vmm.Live) control.Guest {
 	for _, n := range l.Nodes {
 		g.Nodes = append(g.Nodes, int(n))
 	}
+	g.Tickets, g.Group, g.Asked, g.Limit = l.Tickets, l.Group, l.Asked, l.Limit
 	if l.Sampled {
 		g.LocalShare = &l.LocalShare
 	}
@@ -204,11 +213,13 @@ func guestOf(l *vmm.Live) control.Guest {
 func vcpuOf(id int, state vmm.LiveState, l *vmm.LiveVCPU) control.VCPU {
 	v := control.VCPU{
 		ID: id, Node: int(l.Node), State: control.Running, CPU: uint64(l.Used), Waited: uint64(l.Delayed), Stolen: uint64(l.Delayed),
-		Relayed: l.Relayed, Exits: map[string]uint64{},
+		Asked: l.Asked, Relayed: l.Relayed, Exits: map[string]uint64{},
 	}
 	switch {
 	case state != vmm.LiveRunning:
 		v.State = control.Idle
+	case l.Waiting:
+		v.State = control.Waiting
 	case l.Asleep:
 		v.State = control.Halted
 	}

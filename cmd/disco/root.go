@@ -29,6 +29,8 @@ type guest interface {
 type monitor interface {
 	New(vmm.Config) (guest, error)
 	Live() []vmm.Live
+	Scheduling() vmm.Scheduling
+	SetTickets(name string, n int64) (bool, error)
 	Close() error
 }
 

@@ -94,6 +94,6 @@ func (w *world) setTickets(ctx context.Context, path, name string, n int64) erro
 	if err != nil {
 		return &vmm.HostError{Err: err}
 	}
-	fmt.Fprintf(w.stdout, "%s has %d tickets, which is %s of its monitor's CPUs while all want them\n", g.Name, g.Tickets, percent(g.Asked))
+	fmt.Fprintf(w.stdout, "%s has %d tickets, worth %.2f of its monitor's %s while all want them\n", g.Name, g.Tickets, g.Asked, count(s.Monitor.CPUs, "CPU"))
 	return nil
 }

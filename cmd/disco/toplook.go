@@ -106,12 +106,11 @@ func since(was, is uint64) uint64 {
 }
 
 func guestLook(m *topMonitor, was, g *control.Guest) topGuest {
-	cpus := float64(m.CPUs)
 	t := topGuest{
 		Name: g.Name, Memory: g.Memory, Resident: g.Resident, Shared: g.Shared, Nodes: g.Nodes, LocalShare: g.LocalShare,
 		Group: g.Group, Tickets: g.Tickets, Limit: g.Limit, Parallel: []float64{}, VCPUs: []topVCPU{},
 	}
-	t.State, t.Asked, t.Exits, t.fresh = g.State, g.Asked*cpus, map[string]float64{}, was == nil
+	t.State, t.Asked, t.Exits, t.fresh = g.State, g.Asked, map[string]float64{}, was == nil
 	for i := range g.VCPUs {
 		var before *control.VCPU
 		if was != nil && i < len(was.VCPUs) {
@@ -147,7 +146,7 @@ func guestLook(m *topMonitor, was, g *control.Guest) topGuest {
 
 func vcpuLook(m *topMonitor, was, v *control.VCPU) topVCPU {
 	t := topVCPU{ID: v.ID, Node: v.Node}
-	t.State, t.Asked, t.Exits = v.State, v.Asked*float64(m.CPUs), map[string]float64{}
+	t.State, t.Asked, t.Exits = v.State, v.Asked, map[string]float64{}
 	if t.fresh = was == nil || m.Interval == 0; t.fresh {
 		return t
 	}

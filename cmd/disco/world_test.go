@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"disco/host"
 	"disco/integration/lab"
@@ -87,6 +88,20 @@ func (w *fakeWorld) New(c vmm.Config) (guest, error) {
 }
 
 func (w *fakeWorld) Live() []vmm.Live { return w.live }
+
+func (w *fakeWorld) Scheduling() vmm.Scheduling {
+	return vmm.Scheduling{Quantum: 10 * time.Millisecond, CPUs: 2}
+}
+
+func (w *fakeWorld) SetTickets(name string, n int64) (bool, error) {
+	for i := range w.live {
+		if w.live[i].Name == name {
+			w.live[i].Tickets = n
+			return true, nil
+		}
+	}
+	return false, nil
+}
 
 func (w *fakeWorld) Close() error { return nil }
 

@@ -44,7 +44,7 @@ var (
 	shared   = desc("guest_shared_bytes", "Memory that the guest has in common with the cache or with others.", "guest")
 	local    = desc("guest_local_ratio", "Part of what the guest uses that is local to its users, by samples.", "guest")
 	tickets  = desc("guest_tickets", "Tickets that the guest has.", "guest", "group")
-	asked    = desc("guest_asked_ratio", "Part of the monitor's CPUs that the tickets entitle to.", "guest")
+	asked    = desc("guest_asked_cpus", "CPUs that the tickets entitle to while all guests compete.", "guest")
 	limit    = desc("guest_limit_cpus", "The most CPUs that the guest may use.", "guest")
 	parallel = desc("guest_parallel_seconds_total", "Time in which exactly so many vCPUs ran at once.", "guest", "vcpus")
 	exits    = desc("guest_exits_total", "Exits to the monitor.", "guest", "reason")
