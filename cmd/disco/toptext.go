@@ -149,7 +149,7 @@ func topTable(rows []topRow, width int) (header string, lines []string) {
 			s := text(&columns[i])
 			fmt.Fprintf(&b, " %*s", columns[i].width, fit(s, min(columns[i].width, utf8.RuneCountInString(s))))
 		}
-		return b.String()
+		return strings.TrimRight(b.String(), " ")
 	}
 	header = line("GUEST", func(c *topColumn) string { return c.title })
 	for i := range rows {
@@ -296,7 +296,7 @@ func (l *topLook) text(by topOrder) string {
 	if rows := l.rows(by, true); len(rows) > 0 {
 		header, lines := topTable(rows, 0)
 		for _, line := range append([]string{header}, lines...) {
-			b.WriteString(strings.TrimRight(line, " ") + "\n")
+			b.WriteString(line + "\n")
 		}
 	}
 	for _, r := range l.rows(by, false) {
