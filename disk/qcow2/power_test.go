@@ -357,7 +357,7 @@ func survives(f *memory, m *model, base pattern, rng *rand.Rand) error {
 // TestPowerCuts: whatever part of what was not yet synced is lost at whatever
 // moment, the image is sound and holds what was flushed. DISCO_CUTS asks for more.
 func TestPowerCuts(t *testing.T) {
-	want := 2000
+	want := 1000
 	if s := os.Getenv("DISCO_CUTS"); s != "" {
 		var err error
 		if want, err = strconv.Atoi(s); err != nil {
