@@ -46,7 +46,7 @@ type Limited struct {
 	timers sync.Pool     // of *time.Timer, stopped
 }
 
-// lending is a Limited that lends pages. What it lends counts.
+// lending is a Limited that lends pages. What of them is mapped counts.
 type lending struct {
 	*Limited
 	lender
@@ -161,12 +161,12 @@ func (l *Limited) WriteZeroes(off, n int64, unmap bool) error {
 	return l.Disk.WriteZeroes(off, n, unmap)
 }
 
-// Lend lends within the limits.
-func (l *lending) Lend(off, n int64) (r memory.Run, skip int64) {
-	if r, skip = l.lender.Lend(off, n); r.N > 0 {
-		l.pay(int64(r.N) * pageSize)
+// Return counts what is mapped. What is not is read, and counts then.
+func (l *lending) Return(r memory.Run, mapped int) {
+	l.lender.Return(r, mapped)
+	if mapped > 0 {
+		l.pay(int64(mapped) * pageSize)
 	}
-	return r, skip
 }
 
 const pageSize = 4096

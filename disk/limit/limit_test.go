@@ -45,7 +45,15 @@ func TestLimits(t *testing.T) {
 		{"bytes written", 1 << 20, 1 << 20, func(d Disk) { d.WriteV(b, 0) }, 1280, 10 * time.Second},
 		{"discards", 10, 1, func(d Disk) { d.Discard(0, 1<<40) }, 100, 10 * time.Second},
 		{"zeroes", 10, 1, func(d Disk) { d.WriteZeroes(0, 1<<40, true) }, 100, 10 * time.Second},
-		{"lent", 0, 1 << 20, func(d Disk) { d.(lender).Lend(0, 8192) }, 1280, 10 * time.Second},
+		{"mapped", 0, 1 << 20, func(d Disk) {
+			r, _ := d.(lender).Lend(0, 8192)
+			d.(lender).Return(r, r.N)
+		}, 1280, 10 * time.Second},
+		{"lent, and read", 0, 1 << 20, func(d Disk) {
+			r, _ := d.(lender).Lend(0, 8192)
+			d.(lender).Return(r, 0)
+			d.ReadV(b, 0)
+		}, 1280, 10 * time.Second},
 		{"tiny", 0, 3, func(d Disk) { d.ReadV([][]byte{b[0][:30]}, 0) }, 2, 10 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
