@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,11 +20,12 @@ const maxVectors = 128
 // but close may be called from many goroutines. None allocates unless it fails.
 type file struct {
 	path     string
-	fd       int // buffered
-	direct   int // opened with O_DIRECT, or -1
-	align    int // what direct I/O needs of offsets, lengths and addresses
-	block    int // logical block size in bytes
-	size     int64
+	fd       int          // buffered
+	direct   int          // opened with O_DIRECT, or -1
+	align    int          // what direct I/O needs of offsets, lengths and addresses
+	block    int          // logical block size in bytes
+	size     int64        // when it was opened
+	grown    atomic.Int64 // what a container knows that it reaches to now
 	readOnly bool
 	device   bool // a block device
 	calls    sync.Pool
@@ -74,6 +76,7 @@ func (f *file) open(direct bool) error {
 	if f.size, err = unix.Seek(f.fd, 0, io.SeekEnd); err != nil {
 		return fmt.Errorf("finding its size: %w", err)
 	}
+	f.grown.Store(f.size)
 	if f.size == 0 {
 		return errors.New("is empty; make it larger, e.g. with truncate -s 1G")
 	}

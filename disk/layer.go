@@ -185,6 +185,9 @@ func (c container) Size() (int64, error) { return c.file.sizeNow() }
 func (c container) ReadV(bufs [][]byte, off int64) error {
 	n := length(bufs)
 	done, err := c.file.transfer(unix.SYS_PREADV, bufs, off, n)
+	if err == errEnd && off+done < c.file.grown.Load() {
+		err = unix.EIO // it has shrunk since
+	}
 	if err == errEnd {
 		err = nil
 		for _, b := range bufs {
@@ -204,7 +207,18 @@ func (c container) WriteV(bufs [][]byte, off int64) error {
 	if _, err := c.file.transfer(unix.SYS_PWRITEV, bufs, off, n); err != nil {
 		return c.fail("write", off, n, err)
 	}
+	c.grew(off + n)
 	return nil
+}
+
+// grew notes that the file reaches to end, at least.
+func (c container) grew(end int64) {
+	for {
+		old := c.file.grown.Load()
+		if old >= end || c.file.grown.CompareAndSwap(old, end) {
+			return
+		}
+	}
 }
 
 func (c container) Zero(off, n int64) error {
@@ -215,6 +229,7 @@ func (c container) Zero(off, n int64) error {
 	if err != nil {
 		return c.fail("zeroing", off, n, err)
 	}
+	c.grew(off + n)
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -257,4 +258,49 @@ func openFiles(t *testing.T) (n int) {
 		}
 	}
 	return n
+}
+
+// TestLayerShrinks: what is cut off an image while it is used reads as an error,
+// not as zeroes.
+func TestLayerShrinks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "q")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(qcow2.Create(&osFile{f}, qcow2.CreateOptions{Size: 4 << 20}), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	img, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := [][]byte{pattern(4096)}
+	for _, off := range []int64{0, 1 << 20, 2 << 20} {
+		if err := img.WriteV(b, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The rest of the last cluster is past the file's end and was never written.
+	got := [][]byte{pattern(8192)}
+	if err := img.ReadV(got, 2<<20+8192); err != nil || !bytes.Equal(got[0], make([]byte, 8192)) {
+		t.Errorf("past what was written: %v", err)
+	}
+	if err := img.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, st.Size()-64<<10); err != nil {
+		t.Fatal(err)
+	}
+	if err := img.ReadV(b, 2<<20); !errors.Is(err, syscall.EIO) {
+		t.Errorf("what was cut off reads with %v", err)
+	}
+	if err := img.ReadV(b, 0); err != nil || !bytes.Equal(b[0], pattern(4096)) {
+		t.Errorf("what is left: %v", err)
+	}
+	closing(t, img)
 }
