@@ -1,7 +1,6 @@
 package vcpu
 
 import (
-	"errors"
 	"fmt"
 	"unsafe"
 
@@ -58,85 +57,35 @@ func (v *VCPU) wait(b *incarnation) bool {
 	}
 }
 
-// Lower has the vCPU's thread run only when nothing else wants its CPU
-// (SCHED_IDLE), from any thread, until Raise. It is so in the guest only: in the
-// monitor's own code, where it may hold what others wait for, Go's garbage
-// collector among them, it has the priority of any other thread.
+// Lower has the vCPU run its guest only when nothing else wants its CPU, from any
+// thread, until Raise, and does not wait for that to begin. The thread is low in
+// the guest alone (kvm.VCPU.RunLow). It does not allocate.
 //
-// It needs the right to raise what was lowered: CAP_SYS_NICE or an RLIMIT_NICE of
-// at least 20 less the process's niceness.
-func (v *VCPU) Lower() error { return v.setLow(true) }
+// It needs the right to raise what was lowered: CAP_SYS_NICE, or an RLIMIT_NICE of
+// 20 less the process's niceness.
+func (v *VCPU) Lower() {
+	if v.low.Swap(1) == 0 {
+		v.Kick()
+	}
+}
 
 // Raise ends a Lower, from any thread.
-func (v *VCPU) Raise() error { return v.setLow(false) }
-
-func (v *VCPU) setLow(low bool) error {
-	v.low.Store(low)
-	b := v.body()
-	b.kicks.Lock() // so that the thread cannot end meanwhile
-	defer b.kicks.Unlock()
-	tid := int(b.tid.Load())
-	if tid == 0 || tid == gone {
+func (v *VCPU) Raise() error {
+	if v.low.Swap(0) == 0 {
 		return nil
 	}
-	if !low {
-		return b.setIdle(tid, false)
+	return v.body().raise()
+}
+
+// runKVM runs the guest until it needs the monitor.
+func (v *VCPU) runKVM(b *incarnation) error {
+	if v.low.Load() == 0 {
+		return b.kvm.Run()
 	}
-	if !b.inside.Load() {
-		return nil // it will do it itself
-	}
-	err := b.setIdle(tid, true)
-	if !b.inside.Load() {
-		// It came out, and may have looked at low before.
-		err = errors.Join(err, b.setIdle(tid, false))
-	}
+	b.low.Store(true)
+	err := b.kvm.RunLow((*uint32)(unsafe.Pointer(&v.low)))
+	b.low.Store(false)
 	return err
-}
-
-// goIn is called on the thread before it runs the guest, and comeOut after.
-func (v *VCPU) goIn(b *incarnation) {
-	if v.low.Load() {
-		// Refused, it would have been refused to Lower too, which tells.
-		_ = b.setIdle(0, true)
-		if !v.low.Load() {
-			_ = b.setIdle(0, false)
-		}
-	}
-	b.inside.Store(true)
-}
-
-func (v *VCPU) comeOut(b *incarnation) {
-	b.inside.Store(false)
-	if v.low.Load() {
-		_ = b.setIdle(0, false)
-	}
-}
-
-// setIdle sets the policy of a thread, or with 0 of this one.
-func (b *incarnation) setIdle(tid int, idle bool) error {
-	a := &normal
-	if idle {
-		a = &idling
-	}
-	if err := unix.SchedSetAttr(tid, a, 0); err != nil {
-		return fmt.Errorf("set the priority of a vCPU's thread: %w", err)
-	}
-	b.lowered.Store(idle)
-	return nil
-}
-
-// The two ways in which a thread runs, with the process's niceness.
-var (
-	normal = attributes(unix.SCHED_NORMAL)
-	idling = attributes(unix.SCHED_IDLE)
-)
-
-func attributes(policy uint32) unix.SchedAttr {
-	a := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy}
-	if own, err := unix.SchedGetAttr(0, 0); err == nil {
-		a.Nice = own.Nice
-	}
-	return a
 }
 
 // WatchHalts has Halted work. It is to be called before Start: KVM answers

@@ -15,11 +15,10 @@ import (
 // incarnation is one KVM vCPU and the thread that runs it. A vCPU has one for
 // each KVM VM of its guest.
 type incarnation struct {
-	kvm     *kvm.VCPU
-	vm      int         // index of its VM in the set
-	halted  *kvm.Gauge  // or nil: see VCPU.WatchHalts
-	inside  atomic.Bool // in KVM_RUN, while it is live: see VCPU.Lower
-	lowered atomic.Bool // the thread has SCHED_IDLE
+	kvm    *kvm.VCPU
+	vm     int         // index of its VM in the set
+	halted *kvm.Gauge  // or nil: see VCPU.WatchHalts
+	low    atomic.Bool // the thread may have SCHED_IDLE: see VCPU.Lower
 
 	tid   atomic.Int64 // 0 before the thread runs, gone after it ended
 	kicks sync.Mutex   // held while kicking, so that the thread cannot end and be closed meanwhile
@@ -67,13 +66,25 @@ func (b *incarnation) kick() {
 	// The flag first: a thread that has no id yet finds it on its way in.
 	b.kvm.ImmediateExit(true)
 	if tid := b.tid.Load(); tid != 0 {
-		if b.lowered.Load() {
-			// It would come out when nothing else wants its CPU.
-			_ = b.setIdle(int(tid), false)
+		if b.low.Load() {
+			// Else it would come out when nothing else wants its CPU. Who may
+			// not raise it may not lower it either.
+			_ = kvm.Raise(int(tid))
 		}
 		// The thread is ours and alive while kicks is held; nothing can go wrong.
 		_ = unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
 	}
+}
+
+// raise gives the thread its own priority again.
+func (b *incarnation) raise() error {
+	b.kicks.Lock()
+	defer b.kicks.Unlock()
+	tid := b.tid.Load()
+	if tid == 0 || tid == gone {
+		return nil
+	}
+	return kvm.Raise(int(tid))
 }
 
 // pin binds the thread to host CPUs; none means that it is left as it is. A

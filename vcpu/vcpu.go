@@ -111,7 +111,7 @@ type VCPU struct {
 	begun   atomic.Bool // with several incarnations: the guest has started the vCPU
 	stop    atomic.Bool
 	hold    atomic.Uint32 // a futex: see Hold
-	low     atomic.Bool   // see Lower
+	low     atomic.Uint32 // see Lower
 	running atomic.Int32  // threads that have not ended
 	first   sync.Once     // sets end
 	end     End
@@ -221,10 +221,7 @@ func (v *VCPU) loop(b *incarnation) End {
 	for {
 		// A request that came before this thread had an id to signal left
 		// immediate_exit set, so KVM_RUN returns at once.
-		v.goIn(b)
-		err := b.kvm.Run()
-		v.comeOut(b)
-		if err != nil {
+		if err := v.runKVM(b); err != nil {
 			switch {
 			case errors.Is(err, unix.EINTR):
 				b.kvm.ImmediateExit(false)

@@ -49,7 +49,7 @@ type Thread interface {
 	Release()
 	// Lower has it run the guest only when nothing else wants its CPU, until
 	// Raise.
-	Lower() error
+	Lower()
 	Raise() error
 }
 

@@ -363,14 +363,12 @@ func (p *pool) choose() {
 		case v.chosen:
 		case v.inLine:
 			p.set(v, lowered, anyCPU)
-		case v.awake && !v.halted && p.s.cfg.Line < Everyone, v.capped:
+		case v.capped, v.awake && !v.halted && p.s.cfg.Line < Everyone:
 			p.set(v, held, anyCPU)
-		case v.awake:
+		case v.awake && !v.halted:
 			p.set(v, lowered, anyCPU)
-		case p.policy.Before(v.client):
+		case v.level == unset || p.policy.Before(v.client):
 			p.set(v, raised, anyCPU)
-		default:
-			p.set(v, lowered, anyCPU)
 		}
 		v.inLine = false
 	}
@@ -433,11 +431,9 @@ func (p *pool) set(v *VCPU, l level, cpu int) {
 		v.cpu = cpu
 	}
 	if l != v.class {
-		set := v.thread.Raise
 		if l == lowered {
-			set = v.thread.Lower
-		}
-		if e := set(); e != nil {
+			v.thread.Lower()
+		} else if e := v.thread.Raise(); e != nil {
 			err = e
 		}
 		v.class = l

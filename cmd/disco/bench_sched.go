@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/signal"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"disco/integration/bench/sched"
+	"disco/scheduler/host"
+	"disco/vmm"
+)
+
+const benchSchedLong = `sched runs small guests that compute, directly on this host's KVM, and says which
+share of the CPUs each had, against what its tickets ask: over the whole time and in
+any second.
+
+By:
+  stride   disco, by tickets, exactly
+  lottery  disco, by drawing lots
+  cgroup   this host's own scheduler, with a cgroup's weight for each guest
+
+Loads:
+  1:1 … 100:1  guests that compute all the time
+  change       tickets change
+  join         a guest comes and goes
+  resting      one guest halts for a moment all the time
+  storms       guests in PAUSE, port accesses, memory-mapped accesses
+  inflation    in one of two groups tickets are inflated
+  skewed       101 guests, 100:1:…:1
+  many         --many guests, half of them with twice the tickets
+  alone        one guest on each CPU
+
+It prints a table and writes FILE.json and FILE.svg, the CPU time over the time. It
+needs the right to change priorities (CAP_SYS_NICE), and root for cgroups. What else
+runs on the CPUs disturbs it.`
+
+// benchSched is one `disco bench sched`.
+type benchSched struct {
+	*world
+	o        sched.Options
+	out      string
+	problems []error
+}
+
+func (b *benchSched) command() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "sched [flags]",
+		Short:   "Measure how tickets divide CPUs among guests",
+		Long:    benchSchedLong + "\n\n" + benchExitCodes,
+		Example: "  disco bench sched\n  disco bench sched --cpus-host 0 --loads 2:1,10:1 --time 5s\n  disco bench sched --loads many --many 1000",
+		Args:    noWords,
+		RunE:    func(c *cobra.Command, _ []string) error { return b.run(c.Context()) },
+	}
+	f := c.Flags()
+	f.SortFlags = false
+	b.o.Policies, b.o.Time, b.o.Quantum = sched.Policies, 30*time.Second, host.DefaultQuantum
+	var noted []string
+	flag := func(name, kind, text string, set func(string) error, usage string) {
+		f.Var(&value{name: name, kind: kind, text: text, set: set, problems: &b.problems}, name, usage)
+		noted = append(noted, name)
+	}
+	flag("by", "LIST", "", into(&b.o.Policies, parseSchedPolicies), "measure these, such as stride,cgroup (default all)")
+	flag("loads", "LIST", "", into(&b.o.Loads, parseSchedLoads), "run these loads, such as 2:1,resting (default all)")
+	flag("cpus-host", "LIST", "0", into(&b.o.CPUs, parseCPUs), "run the guests on these CPUs of the host; the loads of few guests need one")
+	flag("time", "DURATION", b.o.Time.String(), into(&b.o.Time, positiveTime), "how long to measure each load; some take longer, as errors of a quantum are larger there")
+	flag("quantum", "DURATION", b.o.Quantum.String(), into(&b.o.Quantum, positiveTime), "how long a guest runs before another has its turn")
+	flag("many", "N", "", into(&b.o.Many, positive), "guests of the load many, such as 1000 (default without)")
+	f.StringVar(&b.out, "out", "sched", "write `FILE`.json and FILE.svg")
+	for _, name := range noted {
+		// It fails only for a flag that does not exist.
+		if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
+			panic(err)
+		}
+	}
+	return c
+}
+
+func parseSchedPolicies(s string) ([]sched.Policy, error) {
+	var all []sched.Policy
+	for word := range strings.SplitSeq(s, ",") {
+		p := sched.Policy(word)
+		if !slices.Contains(sched.Policies, p) {
+			return nil, errors.New("there are stride, lottery and cgroup")
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func parseSchedLoads(s string) ([]string, error) {
+	known := append(sched.Loads(2), "alone")
+	words := strings.Split(s, ",")
+	for _, w := range words {
+		if !slices.Contains(known, w) {
+			return nil, fmt.Errorf("there is no load %q; there are %s", w, strings.Join(known, ", "))
+		}
+	}
+	return words, nil
+}
+
+// run checks the options and measures.
+func (b *benchSched) run(ctx context.Context) error {
+	if b.o.CPUs == nil {
+		b.o.CPUs = []int{0}
+	}
+	problems := b.problems
+	if err := checkReport(b.out + ".json"); err != nil {
+		problems = append(problems, err)
+	}
+	c := vmm.SchedulerConfig{Quantum: b.o.Quantum, CPUs: b.o.CPUs}
+	if ce, ok := errors.AsType[*vmm.ConfigError](c.Validate()); ok {
+		problems = append(problems, ce.Problems...)
+	}
+	if slices.Contains(b.o.Loads, "many") && b.o.Many < 2 {
+		problems = append(problems, errors.New("the load many needs --many with at least 2 guests"))
+	}
+	if problems != nil {
+		return &vmm.ConfigError{Problems: problems}
+	}
+	b.o.Progress = b.stderr
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	results, err := sched.Run(ctx, b.o)
+	if results != nil && len(results.Rows) > 0 {
+		err = errors.Join(err, b.report(results))
+	}
+	if ctx.Err() != nil {
+		return &exitError{130, errors.New("interrupted")}
+	}
+	if err != nil {
+		return &vmm.HostError{Err: err}
+	}
+	return nil
+}
+
+// report prints the results and writes the files.
+func (b *benchSched) report(r *sched.Results) error {
+	if err := r.Print(b.stdout); err != nil {
+		return err
+	}
+	fmt.Fprintln(b.stdout)
+	res := r.Result()
+	if err := res.PrintPromises(b.stdout); err != nil {
+		return err
+	}
+	if err := res.Write(b.out + ".json"); err != nil {
+		return err
+	}
+	return writeChart(b.out+".svg", r.Chart)
+}

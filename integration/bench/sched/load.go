@@ -1,0 +1,119 @@
+package sched
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// load is guests that want to run all at once, and what happens to them.
+type load struct {
+	name   string
+	about  string
+	guests []member
+	groups map[string]int64
+	phases []phase
+	// per is how many seconds the load needs at least for one error of a quantum
+	// to be small; 0 for what the user says.
+	slow float64
+	only []Policy // nil for all
+}
+
+// member is one guest.
+type member struct {
+	name    string
+	group   string
+	tickets int64
+	cmdline string
+	late    bool // it is not there at the beginning
+}
+
+// phase is a part of a load's time, after something has changed.
+type phase struct {
+	part   float64 // of the whole
+	change func(*rig) error
+	// want is the share of each guest, in any unit; 0 for one that is not there.
+	want []float64
+}
+
+// hogs are guests that compute all the time, with so many tickets.
+func hogs(tickets ...int64) []member {
+	var ms []member
+	for i, n := range tickets {
+		ms = append(ms, member{name: fmt.Sprint("g", i), tickets: n})
+	}
+	return ms
+}
+
+// ratio is hogs alone.
+func ratio(tickets ...int64) load {
+	var words []string
+	var want []float64
+	for _, n := range tickets {
+		words = append(words, fmt.Sprint(n))
+		want = append(want, float64(n))
+	}
+	return load{name: strings.Join(words, ":"), guests: hogs(tickets...), phases: []phase{{part: 1, want: want}}}
+}
+
+// What a guest is told that uses about a fifth of a quantum of 10 ms, and then
+// halts for a tenth of a millisecond: its turns are emulated one by one where the
+// CPU lacks virtualization, about a microsecond each, and take longer there.
+const resting = "work=1000 rest=100000"
+
+// loads are all there are.
+func loads(many int) []load {
+	all := []load{ratio(1, 1), ratio(2, 1), ratio(3, 2, 1), ratio(10, 1), ratio(100, 1)}
+	all[4].slow = 2
+	all = append(all,
+		load{
+			name: "change", about: "1:1, then 3:1, then 1:3", guests: hogs(100, 100), only: []Policy{Stride, Lottery},
+			phases: []phase{
+				{part: 1. / 3, want: []float64{1, 1}},
+				{part: 1. / 3, want: []float64{3, 1}, change: func(r *rig) error { return r.tickets("g0", 300) }},
+				{part: 1. / 3, want: []float64{1, 3}, change: func(r *rig) error { return r.allTickets(100, 300) }},
+			},
+		},
+		load{
+			name: "join", about: "2:1, a third with 3 joins, and leaves", only: []Policy{Stride, Lottery},
+			guests: []member{{name: "g0", tickets: 200}, {name: "g1", tickets: 100}, {name: "g2", tickets: 300, late: true}},
+			phases: []phase{
+				{part: 1. / 3, want: []float64{2, 1, 0}},
+				{part: 1. / 3, want: []float64{2, 1, 3}, change: func(r *rig) error { return r.join("g2") }},
+				{part: 1. / 3, want: []float64{2, 1, 0}, change: func(r *rig) error { return r.leave("g2") }},
+			},
+		},
+		load{
+			name: "resting", about: "1:1, the second halts all the time for a moment",
+			guests: []member{{name: "g0", tickets: 100}, {name: "g1", tickets: 100, cmdline: resting}},
+			phases: []phase{{part: 1, want: []float64{1, 1}}},
+		},
+		load{
+			name: "storms", about: "1:1:1:1, a hog, PAUSE, port accesses, memory-mapped accesses",
+			guests: []member{
+				{name: "g0", tickets: 100}, {name: "pause", tickets: 100, cmdline: "mode=1 work=1000"},
+				{name: "ports", tickets: 100, cmdline: "mode=2 work=10"}, {name: "mmio", tickets: 100, cmdline: "mode=3 work=10"},
+			},
+			phases: []phase{{part: 1, want: []float64{1, 1, 1, 1}}},
+		},
+		load{
+			name: "inflation", about: "groups a and b 1:1; half-way a's second guest takes ten times its tickets", only: []Policy{Stride, Lottery},
+			groups: map[string]int64{"a": 100, "b": 100},
+			guests: []member{{name: "a0", group: "a", tickets: 100}, {name: "a1", group: "a", tickets: 100}, {name: "b0", group: "b", tickets: 100}},
+			phases: []phase{
+				{part: 0.5, want: []float64{1, 1, 2}},
+				{part: 0.5, want: []float64{1, 10, 11}, change: func(r *rig) error { return r.tickets("a1", 1000) }},
+			},
+		},
+	)
+	skewed := ratio(append([]int64{100}, slices.Repeat([]int64{1}, 100)...)...)
+	skewed.name, skewed.about, skewed.slow = "skewed", "100:1:…:1, 101 guests", 2
+	skewed.only = []Policy{Stride, Cgroup}
+	all = append(all, skewed)
+	if many > 1 {
+		l := ratio(append(slices.Repeat([]int64{2}, many/2), slices.Repeat([]int64{1}, many-many/2)...)...)
+		l.name, l.about, l.only, l.slow = "many", fmt.Sprintf("%d guests, half of them 2, half 1", many), []Policy{Stride}, 4
+		all = append(all, l)
+	}
+	return all
+}

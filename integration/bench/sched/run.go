@@ -1,0 +1,477 @@
+// Package sched measures how tickets divide CPUs among real vCPUs: small guests of
+// one vCPU that compute, in KVM, run by disco's scheduler, or by the kernel with
+// cgroup weights.
+//
+// What is measured is each vCPU thread's own CPU clock, and the guests' count of
+// the work that they did. Only what the guests had is divided: what else runs on
+// the machine makes all of them slower.
+//
+// Not done here: Linux guests, and disks and networks.
+package sched
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"disco/integration/bench"
+	"disco/scheduler/host"
+	"disco/vcpu/kvm"
+)
+
+// Policy is who schedules.
+type Policy string
+
+// The policies, in the order of the table.
+const (
+	Stride  Policy = "stride"
+	Lottery Policy = "lottery"
+	Cgroup  Policy = "cgroup" // the kernel, by cpu.weight or cpu.shares
+)
+
+// Policies are all.
+var Policies = []Policy{Stride, Lottery, Cgroup}
+
+// Options say what to measure.
+type Options struct {
+	CPUs     []int // of the host, on which all guests run
+	Time     time.Duration
+	Quantum  time.Duration
+	Policies []Policy
+	Loads    []string // empty for all
+	Many     int      // guests of the load of many; 0 for without
+	Progress io.Writer
+}
+
+// Loads are the names of the loads.
+func Loads(many int) []string {
+	var names []string
+	for _, l := range loads(many) {
+		names = append(names, l.name)
+	}
+	return names
+}
+
+// Row is what came of a load under a policy.
+type Row struct {
+	Load    string   `json:"load"`
+	About   string   `json:"about,omitempty"`
+	Policy  Policy   `json:"policy"`
+	Guests  int      `json:"guests"`
+	Phases  []Phase  `json:"phases"`
+	Error   float64  `json:"error"`        // worst relative error of a guest's share in a phase: 0.01 is 1 %
+	Sigma   float64  `json:"sigma"`        // and in standard deviations of a lottery's draws
+	Window  float64  `json:"window_ms"`    // worst error of a guest in any second, of CPU time, for up to 10 guests
+	Lost    float64  `json:"lost"`         // CPU time of this process beyond the guests', part of theirs
+	Had     float64  `json:"had"`          // CPU time of the guests, part of the CPUs' time
+	Rate    float64  `json:"chunks_per_s"` // work of the first guest in a second of its CPU time
+	Names   []string `json:"names"`
+	Samples []Sample `json:"samples"`
+}
+
+// Phase is a span between changes.
+type Phase struct {
+	Want []float64 `json:"want"` // shares, which sum to 1
+	Got  []float64 `json:"got"`
+	CPU  float64   `json:"cpu_s"` // CPU time of all guests
+}
+
+// Sample is the CPU time that each guest has had, in s, at a time.
+type Sample struct {
+	At   float64   `json:"at"`
+	Used []float64 `json:"used"`
+}
+
+// Results are all rows.
+type Results struct {
+	Setting string
+	Rows    []Row
+	// Alone is what scheduling costs a guest that has its CPU for itself: CPU
+	// time of this process beyond the guest's, part of it.
+	Alone   float64
+	Skipped []string // why what was not measured
+}
+
+// Run measures.
+func Run(ctx context.Context, o Options) (*Results, error) {
+	sys, err := kvm.Open("/dev/kvm")
+	if err != nil {
+		return nil, err
+	}
+	defer sys.Close()
+	res := &Results{Setting: fmt.Sprintf("Tiny guests on host CPUs %v, quantum %v, %v for each load", o.CPUs, o.Quantum, o.Time)}
+	if len(o.Loads) == 0 || slices.Contains(o.Loads, "alone") {
+		if res.Alone, err = alone(ctx, sys, o); err != nil {
+			return res, err
+		}
+	}
+	for _, l := range loads(o.Many) {
+		if len(o.Loads) > 0 && !slices.Contains(o.Loads, l.name) {
+			continue
+		}
+		for _, p := range o.Policies {
+			if l.only != nil && !slices.Contains(l.only, p) {
+				continue
+			}
+			fmt.Fprintf(o.Progress, "bench: %s, %s\n", l.name, p)
+			row, err := measure(ctx, sys, o, l, p)
+			switch {
+			case errors.Is(err, errNoCgroup):
+				res.Skipped = append(res.Skipped, fmt.Sprintf("%s, %s: %v", l.name, p, err))
+				continue
+			case err != nil:
+				return res, fmt.Errorf("%s, %s: %w", l.name, p, err)
+			}
+			res.Rows = append(res.Rows, *row)
+		}
+	}
+	return res, nil
+}
+
+// rig is the guests of a load while they run.
+type rig struct {
+	o      Options
+	load   load
+	guests []*guest
+	shares []*host.Guest
+	groups map[string]*host.Group
+	sched  *host.Scheduler
+	weight *weights
+}
+
+// settle is how long guests run before they are measured.
+const settle = time.Second / 2
+
+func measure(ctx context.Context, sys *kvm.System, o Options, l load, p Policy) (row *Row, err error) {
+	r := &rig{o: o, load: l, groups: map[string]*host.Group{}}
+	before := runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(before + len(l.guests) + 2)
+	defer runtime.GOMAXPROCS(before)
+	defer func() { err = errors.Join(err, r.close()) }()
+	if err := r.build(sys, p); err != nil {
+		return nil, err
+	}
+	if err := pause(ctx, settle); err != nil {
+		return nil, err
+	}
+	span := o.Time
+	if l.slow > 0 {
+		span = time.Duration(float64(span) * l.slow)
+	}
+	row = &Row{Load: l.name, About: l.about, Policy: p, Guests: len(l.guests)}
+	for _, m := range l.guests {
+		row.Names = append(row.Names, m.name)
+	}
+	own, work, began := processTime(), r.guests[0].progress(), time.Now()
+	first := r.used()
+	for _, ph := range l.phases {
+		if ph.change != nil {
+			if err := ph.change(r); err != nil {
+				return nil, err
+			}
+		}
+		if err := r.phase(ctx, row, ph, time.Duration(float64(span)*ph.part), began); err != nil {
+			return nil, err
+		}
+	}
+	last := r.used()
+	all := 0.0
+	for i := range last {
+		all += last[i] - first[i]
+	}
+	row.Lost = (processTime() - own - all) / all
+	row.Had = all / (time.Since(began).Seconds() * float64(len(o.CPUs)))
+	row.Rate = float64(r.guests[0].progress()-work) / (last[0] - first[0])
+	return row, nil
+}
+
+// sampleTime is between two samples: the windows of a second are of ten.
+const sampleTime = 100 * time.Millisecond
+
+// phase lets the guests run for a time, and adds what they had to the row.
+func (r *rig) phase(ctx context.Context, row *Row, ph phase, span time.Duration, began time.Time) error {
+	want := normal(ph.want)
+	var samples []Sample
+	take := func() { samples = append(samples, Sample{At: time.Since(began).Seconds(), Used: r.used()}) }
+	take()
+	for end := time.Now().Add(span); time.Now().Before(end); take() {
+		if err := pause(ctx, min(sampleTime, time.Until(end)+time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	a, z := samples[0], samples[len(samples)-1]
+	got, all := shares(a, z)
+	row.Phases = append(row.Phases, Phase{Want: want, Got: got, CPU: all})
+	quanta := all / r.o.Quantum.Seconds()
+	for i, w := range want {
+		if w == 0 {
+			continue
+		}
+		row.Error = max(row.Error, math.Abs(got[i]/w-1))
+		row.Sigma = max(row.Sigma, math.Abs(got[i]-w)*quanta/math.Sqrt(quanta*w*(1-w)+1e-9))
+	}
+	if len(want) <= maxWindowed {
+		for i := range samples {
+			j := slices.IndexFunc(samples, func(s Sample) bool { return s.At >= samples[i].At+0.99 })
+			if j < 0 {
+				break
+			}
+			part, all := shares(samples[i], samples[j])
+			for k, w := range want {
+				row.Window = max(row.Window, math.Abs(part[k]-w)*all*1e3)
+			}
+		}
+		row.Samples = append(row.Samples, samples...)
+	}
+	return nil
+}
+
+// maxWindowed is how many guests are looked at every second, and drawn.
+const maxWindowed = 10
+
+func normal(want []float64) []float64 {
+	sum := 0.0
+	for _, w := range want {
+		sum += w
+	}
+	out := make([]float64, len(want))
+	for i, w := range want {
+		out[i] = w / sum
+	}
+	return out
+}
+
+// shares are the parts that each had between two samples, and what all had.
+func shares(a, z Sample) (part []float64, all float64) {
+	part = make([]float64, len(a.Used))
+	for i := range part {
+		part[i] = z.Used[i] - a.Used[i]
+		all += part[i]
+	}
+	for i := range part {
+		part[i] /= max(all, 1e-9)
+	}
+	return part, all
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// build makes the guests and starts them under a policy.
+func (r *rig) build(sys *kvm.System, p Policy) (err error) {
+	switch p {
+	case Cgroup:
+		if r.weight, err = newWeights(); err != nil {
+			return err
+		}
+	default:
+		c := host.Config{Pools: [][]int{r.o.CPUs}, Quantum: r.o.Quantum, Bound: true, Seed: 1}
+		if p == Lottery {
+			c.Kind = host.Lottery
+		}
+		if r.sched, err = host.New(c); err != nil {
+			return err
+		}
+	}
+	for name, n := range r.load.groups {
+		if r.groups[name], err = r.sched.NewGroup(name, nil, n); err != nil {
+			return err
+		}
+	}
+	for _, m := range r.load.guests {
+		g, err := newGuest(sys, m.name, m.cmdline)
+		if err != nil {
+			return err
+		}
+		r.guests = append(r.guests, g)
+		r.shares = append(r.shares, nil)
+	}
+	for i, m := range r.load.guests {
+		if !m.late {
+			if err := r.start(i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *rig) start(i int) error {
+	g, m := r.guests[i], r.load.guests[i]
+	if err := g.start(r.o.CPUs); err != nil {
+		return err
+	}
+	if r.weight != nil {
+		return r.weight.set(m.name, g.cpu.TID(), m.tickets)
+	}
+	s, err := r.sched.NewGuest(host.GuestConfig{Name: m.name, Group: r.groups[m.group], Tickets: m.tickets})
+	if err != nil {
+		return err
+	}
+	r.shares[i] = s
+	_, err = s.Add(0, g.cpu, 0)
+	return err
+}
+
+func (r *rig) index(name string) int {
+	return slices.IndexFunc(r.load.guests, func(m member) bool { return m.name == name })
+}
+
+func (r *rig) tickets(name string, n int64) error { return r.shares[r.index(name)].SetTickets(n) }
+
+func (r *rig) allTickets(n ...int64) error {
+	for i, n := range n {
+		if err := r.shares[i].SetTickets(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *rig) join(name string) error { return r.start(r.index(name)) }
+
+func (r *rig) leave(name string) error {
+	i := r.index(name)
+	if err := r.shares[i].Close(); err != nil {
+		return err
+	}
+	r.shares[i] = nil
+	r.guests[i].stop()
+	return nil
+}
+
+func (r *rig) used() []float64 {
+	used := make([]float64, len(r.guests))
+	for i, g := range r.guests {
+		used[i] = g.used()
+	}
+	return used
+}
+
+func (r *rig) close() error {
+	var errs []error
+	for _, s := range r.shares {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	if r.sched != nil {
+		r.sched.Close()
+	}
+	if r.weight != nil {
+		r.weight.leave()
+	}
+	for _, g := range r.guests {
+		if g.cpu != nil {
+			g.cpu.Stop()
+		}
+	}
+	for _, g := range r.guests {
+		errs = append(errs, g.close())
+	}
+	if r.weight != nil {
+		errs = append(errs, r.weight.close())
+	}
+	return errors.Join(errs...)
+}
+
+// alone is what one guest on each CPU loses to scheduling: the monitor's CPU time
+// with a scheduler less that without, as part of the guests'.
+func alone(ctx context.Context, sys *kvm.System, o Options) (float64, error) {
+	fmt.Fprintln(o.Progress, "bench: alone")
+	// Two rounds of each, the better counts: what else this process does at
+	// times, such as collecting garbage, is no part of it.
+	least := map[bool]float64{true: math.Inf(1), false: math.Inf(1)}
+	for range 2 {
+		for _, scheduled := range []bool{false, true} {
+			lost, err := aloneOnce(ctx, sys, o, scheduled)
+			if err != nil {
+				return 0, err
+			}
+			least[scheduled] = min(least[scheduled], lost)
+		}
+	}
+	return max(0, least[true]-least[false]), nil
+}
+
+func aloneOnce(ctx context.Context, sys *kvm.System, o Options, scheduled bool) (lost float64, err error) {
+	var s *host.Scheduler
+	if scheduled {
+		if s, err = host.New(host.Config{Pools: [][]int{o.CPUs}, Quantum: o.Quantum, Bound: true}); err != nil {
+			return 0, err
+		}
+		defer s.Close()
+	}
+	var gs []*guest
+	defer func() {
+		for _, g := range gs {
+			err = errors.Join(err, g.close())
+		}
+	}()
+	// One more, which has halted for good, so that there is somebody to watch.
+	for i := range len(o.CPUs) + 1 {
+		cmdline := ""
+		if i == len(o.CPUs) {
+			cmdline = "work=1 rest=3600000000000"
+		}
+		g, err := newGuest(sys, fmt.Sprint("g", i), cmdline)
+		if err != nil {
+			return 0, err
+		}
+		gs = append(gs, g)
+		if err := g.start(o.CPUs); err != nil {
+			return 0, err
+		}
+		if scheduled {
+			h, err := s.NewGuest(host.GuestConfig{Name: "g", Tickets: 100})
+			if err != nil {
+				return 0, err
+			}
+			defer h.Close()
+			if _, err := h.Add(0, g.cpu, 0); err != nil {
+				return 0, err
+			}
+		}
+	}
+	if err := pause(ctx, settle); err != nil {
+		return 0, err
+	}
+	used := func() (all float64) {
+		for _, g := range gs {
+			all += g.used()
+		}
+		return all
+	}
+	own, theirs := processTime(), used()
+	if err := pause(ctx, min(o.Time, 5*time.Second)); err != nil {
+		return 0, err
+	}
+	theirs = used() - theirs
+	return (processTime() - own - theirs) / theirs, nil
+}
+
+// processTime is the CPU time of this process, in s.
+func processTime() float64 {
+	var t unix.Timespec
+	// It cannot fail for a clock that is always there.
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t)
+	return float64(t.Nano()) / 1e9
+}
+
+// Result is what the benchmark writes down.
+func (r *Results) Result() *bench.Result {
+	return &bench.Result{Name: "sched", Setting: r.Setting, Promises: r.promises(), Raw: r.Rows}
+}
