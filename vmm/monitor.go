@@ -218,16 +218,26 @@ func (g *Guest) holding(all bool) (*place, uint64) {
 	return g.place, memory
 }
 
+// perCPU bounds the processors of Go's for guests on one node, for each CPU of the
+// host: there are hardly ever more vCPUs that ran within the last 10 ms, by the kernel's
+// time slices, and who waits for one of so few CPUs waits longer than that anyway.
+const perCPU = 4
+
 // threads is how many of Go's processors a guest's threads may keep: those of
 // vCPUs, relays too, and of what moves pages keep one for up to 10 ms while they are
 // in the kernel, and workers, of other guests too, must not wait for that. Each
-// processor costs some 30 KiB.
-func threads(cfg *Config, p *place) int {
+// processor costs some 30 KiB, or 256 where the kernel makes all memory of huge
+// pages.
+func threads(cfg *Config, p *place) demand {
 	if cfg.NUMA.wide(p) {
-		return (cfg.CPUs + 3) * len(p.nodes)
+		return demand{wide: (cfg.CPUs + 3) * len(p.nodes)}
 	}
-	return cfg.CPUs + 1
+	return demand{narrow: cfg.CPUs + 1}
 }
+
+// demand is processors for guests that span nodes, whose vCPUs wait for each other,
+// and for others.
+type demand struct{ wide, narrow int }
 
 // processors keeps GOMAXPROCS at what this process needs, for all Monitors: the
 // host's CPUs and the threads of all guests that run. A guest that is only built
@@ -239,14 +249,21 @@ type processorCount struct {
 	mu     sync.Mutex
 	base   int // without guests
 	guests int
+	sum    demand
 }
 
-func (c *processorCount) add(n int) {
+// begin counts a guest in, and end out again.
+func (c *processorCount) begin(d demand) { c.change(1, d) }
+func (c *processorCount) end(d demand)   { c.change(-1, demand{-d.wide, -d.narrow}) }
+
+func (c *processorCount) change(guests int, d demand) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.guests == 0 {
 		c.base = max(runtime.NumCPU(), runtime.GOMAXPROCS(0))
 	}
-	c.guests += n
-	runtime.GOMAXPROCS(c.base + c.guests)
+	c.guests += guests
+	c.sum.wide += d.wide
+	c.sum.narrow += d.narrow
+	runtime.GOMAXPROCS(c.base + c.sum.wide + min(c.sum.narrow, perCPU*runtime.NumCPU()))
 }
