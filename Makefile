@@ -84,12 +84,16 @@ bench-numa: build guest lab ## measure how local a guest's memory is, by policy,
 	@for nodes in 2 4; do \
 		rm -f build/bench/numa-$$nodes.json; \
 		for try in 1 2 3 4; do \
-			timeout -k 20 3600 bin/disco lab --nodes $$nodes $(ARGS) -- bin/disco bench numa --resume \
+			timeout -k 20 3600 bin/disco lab --nodes $$nodes --cpus 4 $(ARGS) -- bin/disco bench numa --resume \
 				--cpus $$nodes --size 4M --rounds 40 --visits $$((800000 / nodes)) --out build/bench/numa-$$nodes && continue 2; \
 			[ $$? = 1 ] || exit 1; \
 		done; \
 		exit 1; \
 	done
+
+.PHONY: bench-sched
+bench-sched: build ## measure how tickets divide CPUs among tiny guests on this host: 25 minutes
+	@timeout -k 20 3600 bin/disco bench sched --many 1000 --out build/bench/sched $(ARGS)
 
 .PHONY: bench-acts
 bench-acts: build lab ## time what is done to pages, here and in the lab
