@@ -49,8 +49,10 @@ func (v *VCPU) wait(b *incarnation) bool {
 			return false
 		}
 		if v.hold.Load() == free {
+			v.resume(b)
 			return true
 		}
+		v.holds.begin()
 		// The thread itself waits, not only the goroutine, so that Release
 		// wakes it without Go's scheduler in between. A kick ends the wait.
 		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&v.hold)), futexWaitPrivate, held, 0, 0, 0)

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,10 @@ type SetOptions struct {
 	// Thread, if not nil, is called on each vCPU thread before it enters the
 	// guest, with the index of its VM and its thread id.
 	Thread func(vm, tid int)
+	// Stolen, if not nil, is called on the thread of a vCPU that was held for so
+	// long, before it runs its guest again, if the guest keeps count of steal time:
+	// 8 aligned bytes at that guest-physical address.
+	Stolen func(at uint64, held time.Duration)
 	// Moved, if not nil, is called at the end of a Move, when the guest runs
 	// again: the caller's chance to route the vCPU's device interrupts anew.
 	Moved func(id, from, to int)
@@ -90,6 +95,7 @@ func NewSet(o SetOptions) (_ *Set, err error) {
 	}
 	for id, home := range o.Homes {
 		v := &VCPU{id: id, handler: o.Handler, entered: s.entered, done: make(chan struct{})}
+		v.holds.tell = o.Stolen
 		v.live.Store(int32(home))
 		s.vcpus = append(s.vcpus, v)
 		for i, vm := range o.VMs {

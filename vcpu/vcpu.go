@@ -111,6 +111,7 @@ type VCPU struct {
 	begun   atomic.Bool // with several incarnations: the guest has started the vCPU
 	stop    atomic.Bool
 	hold    atomic.Uint32 // a futex: see Hold
+	holds   holds
 	low     atomic.Uint32 // see Lower
 	running atomic.Int32  // threads that have not ended
 	first   sync.Once     // sets end

@@ -61,6 +61,7 @@ type LiveVCPU struct {
 	Asleep  bool                 // its thread waits, as when the guest has halted it
 	Used    time.Duration        // CPU time
 	Delayed time.Duration        // time in which the kernel ran others
+	Held    time.Duration        // time in which our scheduler ran others
 	Relayed uint64               // interrupts from vCPUs of other nodes
 	Exits   [kvm.NumExits]uint64 // to the monitor, by reason
 }
@@ -209,7 +210,7 @@ func (m *machine) live(l *Live) {
 	l.VCPUs = make([]LiveVCPU, len(m.vcpus))
 	for id, v := range m.vcpus {
 		c := &l.VCPUs[id]
-		c.Node, c.Asleep, c.Used, c.Delayed, c.Relayed = p.Homes[id], v.Asleep(), v.Used(), v.Delayed(), v.Relayed()
+		c.Node, c.Asleep, c.Used, c.Delayed, c.Held, c.Relayed = p.Homes[id], v.Asleep(), v.Used(), v.Delayed(), v.Held(), v.Relayed()
 		for e := range kvm.Exit(kvm.NumExits) {
 			c.Exits[e] = v.Exits(e)
 		}

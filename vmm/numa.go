@@ -120,7 +120,8 @@ func (m *machine) setOptions(sys *kvm.System, cfg *Config, supported []kvm.CPUID
 	p, wide := m.place, cfg.NUMA.wide(m.place)
 	o := vcpu.SetOptions{
 		System: sys, VMs: m.vms, Homes: make([]int, cfg.CPUs), Handler: buses{m},
-		CPUID: func(id int) []kvm.CPUIDEntry { return vcpu.CPUID(supported, id, cfg.CPUs) },
+		CPUID:  func(id int) []kvm.CPUIDEntry { return vcpu.CPUID(supported, id, cfg.CPUs) },
+		Stolen: m.stolen,
 	}
 	switch {
 	case len(p.nodes) > len(m.vms): // one KVM VM for all

@@ -212,7 +212,7 @@ func guestOf(l *vmm.Live) control.Guest {
 
 func vcpuOf(id int, state vmm.LiveState, l *vmm.LiveVCPU) control.VCPU {
 	v := control.VCPU{
-		ID: id, Node: int(l.Node), State: control.Running, CPU: uint64(l.Used), Waited: uint64(l.Delayed), Stolen: uint64(l.Delayed),
+		ID: id, Node: int(l.Node), State: control.Running, CPU: uint64(l.Used), Waited: uint64(l.Delayed + l.Held), Stolen: uint64(l.Delayed + l.Held),
 		Asked: l.Asked, Relayed: l.Relayed, Exits: map[string]uint64{},
 	}
 	switch {

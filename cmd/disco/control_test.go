@@ -36,7 +36,7 @@ func TestGuestOf(t *testing.T) {
 		State: vmm.LiveRunning, CPUs: 3, Memory: 1 << 30, Resident: 5, Shared: 2, LocalShare: 0.5, Sampled: true,
 		Parallel: []time.Duration{1, 2, 3, 4}, Tickets: 7, Group: "g", Asked: 1.5, Limit: 2,
 		VCPUs: []vmm.LiveVCPU{
-			{Used: 10, Delayed: 20, Asked: 0.5, Relayed: 3, Exits: [kvm.NumExits]uint64{kvm.ExitIO: 4}},
+			{Used: 10, Delayed: 12, Held: 8, Asked: 0.5, Relayed: 3, Exits: [kvm.NumExits]uint64{kvm.ExitIO: 4}},
 			{Asleep: true}, {Asleep: true, Waiting: true, Node: 1},
 		},
 	}
