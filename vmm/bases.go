@@ -205,12 +205,12 @@ func (d *Disk) based() bool {
 	return d.Overlay != OverlayNone || d.ReadOnly && d.Cache != Direct
 }
 
-// shares says whether a guest of cfg is to map pages of its disks' bases, with an
+// shares says whether a guest of c is to map pages of its disks' bases, with an
 // error if it must and this host can not.
-func (cfg *Config) shares(log *slog.Logger) (bool, error) {
+func (c *Config) shares(log *slog.Logger) (bool, error) {
 	wanted, needed := false, false
-	for i := range cfg.Disks {
-		if d := &cfg.Disks[i]; d.based() && d.Share != ShareNever {
+	for i := range c.Disks {
+		if d := &c.Disks[i]; d.based() && d.Share != ShareNever {
 			wanted, needed = true, needed || d.Share == ShareAlways
 		}
 	}

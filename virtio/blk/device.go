@@ -67,6 +67,7 @@ const (
 	featureReadOnly    = 1 << 5
 	featureBlockSize   = 1 << 6
 	featureFlush       = 1 << 9
+	featureTopology    = 1 << 10
 	featureMultiQueue  = 1 << 12
 	featureDiscard     = 1 << 13
 	featureWriteZeroes = 1 << 14
@@ -112,14 +113,21 @@ func New(c Config) *Device {
 		share:    c.Share,
 		born:     time.Now(),
 		log:      c.Log,
-		features: featureSegMax | featureBlockSize | featureFlush,
+		features: featureSegMax | featureBlockSize | featureFlush | featureTopology,
 	}
 	copy(d.id[:], c.ID)
 	// virtio 1.2 §5.2.4
 	le := binary.LittleEndian
 	le.PutUint64(d.config[0:], d.sectors)
 	le.PutUint32(d.config[12:], queueSize-2) // header and status take two
-	le.PutUint32(d.config[20:], uint32(c.Backend.BlockSize()))
+	block := c.Backend.BlockSize()
+	le.PutUint32(d.config[20:], uint32(block))
+	// What is smaller than a page is slower, and can not be mapped: filesystems
+	// should have blocks of that size.
+	for block<<d.config[24] < pageSize {
+		d.config[24]++
+	}
+	le.PutUint16(d.config[26:], uint16(max(1, pageSize/block)))
 	if d.queues > 1 {
 		d.features |= featureMultiQueue
 		le.PutUint16(d.config[34:], uint16(d.queues))

@@ -464,3 +464,22 @@ func BenchmarkHostRead(b *testing.B) {
 		}
 	}
 }
+
+// TestTopology: a driver is told to use whole pages, whatever the logical block.
+func TestTopology(t *testing.T) {
+	for block, want := range map[int][4]byte{512: {3, 0, 8, 0}, 4096: {0, 0, 1, 0}, 16384: {0, 0, 1, 0}} {
+		d := New(Config{Backend: &sized{&fake{data: make([]byte, 1<<20)}, block}})
+		var got [4]byte
+		d.ReadConfig(24, got[:])
+		if got != want || d.Features()&featureTopology == 0 {
+			t.Errorf("blocks of %d: %v, want %v", block, got, want)
+		}
+	}
+}
+
+type sized struct {
+	*fake
+	block int
+}
+
+func (s *sized) BlockSize() int { return s.block }
