@@ -56,6 +56,9 @@ func NewLedger() *Ledger {
 	return l
 }
 
+// Generation changes whenever what any ticket is worth may have changed.
+func (l *Ledger) Generation() uint64 { return l.generation }
+
 // Base is the currency in which all others are worth something.
 func (l *Ledger) Base() *Currency { return &l.base }
 

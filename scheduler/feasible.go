@@ -13,6 +13,14 @@ func Feasible(weights []uint64, cpus int) uint64 {
 	if len(weights) == 0 {
 		return MaxWeight
 	}
+	var rest, most uint64
+	for _, w := range weights {
+		rest += w
+		most = max(most, w)
+	}
+	if len(weights) > cpus && most <= rest/uint64(cpus) {
+		return MaxWeight
+	}
 	slices.SortFunc(weights, func(a, b uint64) int {
 		switch {
 		case a > b:
@@ -24,10 +32,6 @@ func Feasible(weights []uint64, cpus int) uint64 {
 	})
 	if len(weights) <= cpus {
 		return weights[len(weights)-1]
-	}
-	var rest uint64
-	for _, w := range weights {
-		rest += w
 	}
 	for i, w := range weights[:cpus] {
 		left := uint64(cpus - i)

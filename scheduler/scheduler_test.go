@@ -13,6 +13,7 @@ const quantum = 10_000_000 // 10 ms
 // policies are all there are, by name.
 var policies = map[string]func() Policy{
 	"stride":       func() Policy { return NewStride(quantum) },
+	"spread":       func() Policy { return NewSpreadStride(quantum) },
 	"hierarchy":    func() Policy { return NewHierarchy(quantum) },
 	"lottery":      func() Policy { return NewLottery(quantum, 1) },
 	"lottery list": func() Policy { return NewListLottery(quantum, 1) },
@@ -102,8 +103,11 @@ func make2(n int) []int { return make([]int, n) }
 // many others there are.
 func TestStridePairs(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	for range 60 {
+	for i := range 60 {
 		p := NewStride(quantum)
+		if i%2 == 1 {
+			p = NewSpreadStride(quantum)
+		}
 		tickets := make([]uint64, 2+r.IntN(12))
 		for i := range tickets {
 			tickets[i] = 1 + r.Uint64N(200)
@@ -165,7 +169,17 @@ func TestSkewed(t *testing.T) {
 		tickets[0], tickets[i] = tickets[i], tickets[0]
 	}
 	tree = max(tree, worst(NewHierarchy(quantum), tickets, 20_000))
-	t.Logf("stride %.2f quanta, hierarchical %.2f", plain, tree)
+	spread := 0.0
+	for i := range tickets {
+		tickets[0], tickets[i] = tickets[i], tickets[0]
+		spread = max(spread, worst(NewSpreadStride(quantum), tickets, 400))
+		tickets[0], tickets[i] = tickets[i], tickets[0]
+	}
+	spread = max(spread, worst(NewSpreadStride(quantum), tickets, 20_000))
+	t.Logf("stride %.2f quanta, spread %.2f, hierarchical %.2f", plain, spread, tree)
+	if spread > 2 {
+		t.Errorf("spread stride: %.2f quanta off, want 2", spread)
+	}
 	if plain < 49 || plain > 51 {
 		t.Errorf("stride: %.2f quanta off, TM-528 says 50", plain)
 	}

@@ -46,12 +46,25 @@ type Stride struct {
 	now     virtual   // where one would stand who always had just its share
 	queue   []*Client // a heap of those who wait
 	turn    uint64
+
+	spread bool   // see NewSpreadStride
+	fresh  uint32 // clients that joined for the first time
 }
 
 // NewStride makes a Policy without clients, for quanta of so much use. A client
 // that joins for the first time stands as if it had just had a quantum.
 func NewStride(quantum int64) *Stride {
 	return &Stride{quantum: max(boundUse(quantum), 1)}
+}
+
+// NewSpreadStride is NewStride, but clients that join for the first time begin
+// spread over their first quantum, each elsewhere. No pair is further apart for
+// that, and of many clients with the same tickets not all have their turns at
+// once: 101 clients at 100:1:…:1 are within 2 quanta of their shares, not 50.
+func NewSpreadStride(quantum int64) *Stride {
+	s := NewStride(quantum)
+	s.spread = true
+	return s
 }
 
 // Len implements Policy.
@@ -62,7 +75,14 @@ func (s *Stride) Join(c *Client) {
 	if c.takesPart() {
 		return
 	}
+	first := s.spread && !c.known
 	c.pass.at = c.arrival(s.now.at, s.quantum)
+	if first {
+		// Multiples of the golden ratio are as far from each other as can be.
+		const golden = 2654435769 // of 1<<32
+		s.fresh += golden
+		c.pass.at = s.now.at + mulDivSigned(c.stride(s.quantum), uint64(s.fresh), 1<<32)
+	}
 	c.state, c.known = waiting, true
 	s.weigh(s.total + c.weight)
 	s.clients++

@@ -57,7 +57,7 @@ type Thread interface {
 type Kind int
 
 const (
-	// Stride is scheduler.Stride.
+	// Stride is scheduler.NewSpreadStride.
 	Stride Kind = iota
 	// Lottery is scheduler.Lottery.
 	Lottery

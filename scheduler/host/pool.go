@@ -30,14 +30,15 @@ type pool struct {
 	members []*VCPU
 	next    int // the member with whom the next look at sleepers begins
 
-	last    int64 // when the last tick was
-	quiet   int   // ticks in a row without competition
-	chosen  []*VCPU
-	line    []*scheduler.Client
-	weights []uint64
-	free    []int
-	one     [1]int
-	ids     map[*scheduler.Client]*VCPU
+	last       int64 // when the last tick was
+	quiet      int   // ticks in a row without competition
+	chosen     []*VCPU
+	line       []*scheduler.Client
+	weights    []uint64
+	generation uint64 // of the ledger, when it was last asked
+	free       []int
+	one        [1]int
+	ids        map[*scheduler.Client]*VCPU
 
 	tid  atomic.Int64
 	wake chan struct{}
@@ -52,7 +53,7 @@ func newPool(s *Scheduler, cpus []int, index uint64) *pool {
 	if s.cfg.Kind == Lottery {
 		p.policy = scheduler.NewLottery(q, s.cfg.Seed+index)
 	} else {
-		p.policy = scheduler.NewStride(q)
+		p.policy = scheduler.NewSpreadStride(q)
 	}
 	p.last = s.sys.now()
 	return p
@@ -185,6 +186,9 @@ func (p *pool) look(now, elapsed int64) {
 			v.waited += max(0, elapsed-v.took)
 		}
 	}
+	if !p.limits() {
+		return
+	}
 	for _, v := range p.members {
 		p.cap(v, now)
 	}
@@ -294,6 +298,18 @@ func (p *pool) several(awake bool) bool {
 
 // reweigh tells the policy what everybody's tickets are worth now.
 func (p *pool) reweigh(elapsed int64) {
+	if g := p.s.ledger.Generation(); g != p.generation {
+		p.generation = g
+		p.value()
+	}
+	for _, v := range p.members {
+		if v.awake {
+			v.asked += int64(v.share * float64(elapsed))
+		}
+	}
+}
+
+func (p *pool) value() {
 	p.weights = p.weights[:0]
 	for _, v := range p.members {
 		if v.awake {
@@ -316,7 +332,6 @@ func (p *pool) reweigh(elapsed int64) {
 			p.policy.SetWeight(v.client, w)
 		}
 		v.share = min(float64(w)/float64(total)*float64(cpus), 1)
-		v.asked += int64(v.share * float64(elapsed))
 	}
 }
 
