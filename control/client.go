@@ -125,10 +125,12 @@ func (g *Guest) clean() {
 	for i := range g.VCPUs {
 		v := &g.VCPUs[i]
 		v.State = printable(v.State)
-		for name, n := range v.Exits {
-			if clean := printable(name); clean != name {
-				delete(v.Exits, name)
-				v.Exits[clean] += n
+		for _, exits := range []map[string]uint64{v.Exits, v.KVM} {
+			for name, n := range exits {
+				if clean := printable(name); clean != name {
+					delete(exits, name)
+					exits[clean] += n
+				}
 			}
 		}
 	}

@@ -90,6 +90,9 @@ type VCPU struct {
 	Relayed uint64  `json:"relayed_ipis"`         // interrupts from vCPUs of other nodes
 	// Exits to the monitor by reason.
 	Exits map[string]uint64 `json:"exits"`
+	// KVM counts exits of the guest by KVM's names for them, those that stay in the
+	// kernel too; exits is all of them. It is nil where KVM does not say.
+	KVM map[string]uint64 `json:"kvm_exits,omitempty"`
 }
 
 // Snapshot is a monitor and its guests, in the order of their making.

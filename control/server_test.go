@@ -38,7 +38,7 @@ func newFake() *fake {
 			Name: "web", State: Running, Memory: 512 << 20, Resident: 100 << 20, Shared: 12 << 20, Nodes: []int{0, 1}, LocalShare: &share,
 			Group: "front", Tickets: 300, Asked: 1.5, Limit: 1.5, Parallel: []uint64{5, 10, 15},
 			VCPUs: []VCPU{
-				{ID: 0, Node: 0, State: Running, Asked: 0.75, CPU: 7_000_000, Waited: 2_000_000, Stolen: 1_500_000, Exits: map[string]uint64{"io": 12, "mmio": 3}},
+				{ID: 0, Node: 0, State: Running, Asked: 0.75, CPU: 7_000_000, Waited: 2_000_000, Stolen: 1_500_000, Exits: map[string]uint64{"io": 12, "mmio": 3}, KVM: map[string]uint64{"exits": 900, "halt_exits": 800}},
 				{ID: 1, Node: 1, State: Halted, Asked: 0.75, Relayed: 9, Exits: map[string]uint64{}},
 			},
 		},

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"disco/vcpu/kvm"
 )
 
 // Used is the CPU time that the vCPU's threads have had, relays among them, by
@@ -54,6 +56,29 @@ func (v *VCPU) Asleep() bool {
 	// The state comes after the name, which may hold anything.
 	_, state, ok := bytes.Cut(v.body().proc("stat"), []byte(") "))
 	return ok && len(state) > 0 && state[0] != 'R'
+}
+
+// KVMStats are KVM's own counters, also while the vCPU runs; nil without
+// WatchHalts. It may be called from any thread until Close.
+func (v *VCPU) KVMStats() kvm.Stats {
+	var sum kvm.Stats
+	for _, b := range v.bodies {
+		if b.halted == nil {
+			continue
+		}
+		s, err := b.halted.Stats()
+		if err != nil {
+			continue // a kernel that has the gauge has the others, too
+		}
+		if sum == nil {
+			sum = s
+			continue
+		}
+		for name, n := range s {
+			sum[name] += n
+		}
+	}
+	return sum
 }
 
 // proc is the kernel's account of the thread, or nothing.

@@ -64,6 +64,7 @@ type LiveVCPU struct {
 	Held    time.Duration        // time in which our scheduler ran others
 	Relayed uint64               // interrupts from vCPUs of other nodes
 	Exits   [kvm.NumExits]uint64 // to the monitor, by reason
+	KVM     kvm.Stats            // KVM's own counters; nil where the host schedules
 }
 
 // Live tells of all guests. Nothing is counted for it on the way of a guest: it
@@ -214,6 +215,7 @@ func (m *machine) live(l *Live) {
 		for e := range kvm.Exit(kvm.NumExits) {
 			c.Exits[e] = v.Exits(e)
 		}
+		c.KVM = v.KVMStats()
 		if m.share != nil {
 			c.Pool = m.share.pool(m, id)
 		}

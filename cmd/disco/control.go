@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -210,6 +211,12 @@ func guestOf(l *vmm.Live) control.Guest {
 	return g
 }
 
+// KVM's names of its counts of exits (Linux arch/x86/kvm/x86.c).
+const (
+	allExits    = "exits"
+	exitsSuffix = "_exits"
+)
+
 func vcpuOf(id int, state vmm.LiveState, l *vmm.LiveVCPU) control.VCPU {
 	v := control.VCPU{
 		ID: id, Node: int(l.Node), State: control.Running, CPU: uint64(l.Used), Waited: uint64(l.Delayed + l.Held), Stolen: uint64(l.Delayed + l.Held),
@@ -222,6 +229,14 @@ func vcpuOf(id int, state vmm.LiveState, l *vmm.LiveVCPU) control.VCPU {
 		v.State = control.Waiting
 	case l.Asleep:
 		v.State = control.Halted
+	}
+	for name, n := range l.KVM {
+		if name == allExits || strings.HasSuffix(name, exitsSuffix) {
+			if v.KVM == nil {
+				v.KVM = map[string]uint64{}
+			}
+			v.KVM[name] = n
+		}
 	}
 	for e, n := range l.Exits {
 		if n > 0 {

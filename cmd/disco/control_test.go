@@ -36,7 +36,7 @@ func TestGuestOf(t *testing.T) {
 		State: vmm.LiveRunning, CPUs: 3, Memory: 1 << 30, Resident: 5, Shared: 2, LocalShare: 0.5, Sampled: true,
 		Parallel: []time.Duration{1, 2, 3, 4}, Tickets: 7, Group: "g", Asked: 1.5, Limit: 2,
 		VCPUs: []vmm.LiveVCPU{
-			{Used: 10, Delayed: 12, Held: 8, Asked: 0.5, Relayed: 3, Exits: [kvm.NumExits]uint64{kvm.ExitIO: 4}},
+			{Used: 10, Delayed: 12, Held: 8, Asked: 0.5, Relayed: 3, Exits: [kvm.NumExits]uint64{kvm.ExitIO: 4}, KVM: kvm.Stats{"exits": 9, "io_exits": 5, "halt_wait_ns": 77}},
 			{Asleep: true}, {Asleep: true, Waiting: true, Node: 1},
 		},
 	}
@@ -46,7 +46,7 @@ func TestGuestOf(t *testing.T) {
 		t.Errorf("got %+v", g)
 	}
 	v := g.VCPUs[0]
-	if v.State != control.Running || v.CPU != 10 || v.Waited != 20 || v.Stolen != 20 || v.Asked != 0.5 || v.Relayed != 3 || fmt.Sprint(v.Exits) != "map[io:4]" {
+	if v.State != control.Running || v.CPU != 10 || v.Waited != 20 || v.Stolen != 20 || v.Asked != 0.5 || v.Relayed != 3 || fmt.Sprint(v.Exits) != "map[io:4]" || fmt.Sprint(v.KVM) != "map[exits:9 io_exits:5]" {
 		t.Errorf("got %+v", v)
 	}
 	if g.VCPUs[1].State != control.Halted || g.VCPUs[2].State != control.Waiting || g.VCPUs[2].Node != 1 {

@@ -21,7 +21,7 @@ const topLong = `top shows the guests of all disco run and disco up of this user
   GOT%      what it got
   WAIT%     what it wanted besides, and did not get
   STEAL%    of that, what the guest sees as steal time
-  EXITS/S   exits to the monitor
+  EXITS/S   exits from the guest to KVM; without its count, to the monitor
   TLP       how many of its vCPUs run while any does: Σ i·cᵢ / (1 − c₀), where cᵢ is the
             part of time in which exactly i run
   LOCAL%    accesses to memory of the vCPU's own node, by samples

@@ -45,7 +45,7 @@ func looks() (before, now []*seen) {
 			Name: "web", State: control.Running, Memory: 512 << 20, Resident: 100 << 20, Shared: 12 << 20, Nodes: []int{0, 1}, LocalShare: &share,
 			Group: "front", Tickets: 300, Asked: 1.5, Limit: 1.75, Parallel: []uint64{5e8 * n, 10e8 * n, 5e8 * n},
 			VCPUs: []control.VCPU{
-				{ID: 0, State: control.Running, Asked: 0.75, CPU: 15e8 * n, Waited: 4e8 * n, Stolen: 3e8 * n, Exits: map[string]uint64{"io": 100 * n, "mmio": 8 * n}},
+				{ID: 0, State: control.Running, Asked: 0.75, CPU: 15e8 * n, Waited: 4e8 * n, Stolen: 3e8 * n, Exits: map[string]uint64{"io": 100 * n, "mmio": 8 * n}, KVM: map[string]uint64{"exits": 900 * n, "halt_exits": 700 * n, "io_exits": 100 * n}},
 				{ID: 1, Node: 1, State: control.Halted, Asked: 0.75, CPU: 5e8 * n, Relayed: 50 * n, Exits: map[string]uint64{"io": 10 * n, "intr": 7}},
 			},
 		}

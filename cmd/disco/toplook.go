@@ -32,7 +32,10 @@ type topUse struct {
 	Waiting float64 `json:"waiting_cpus"` // that it wanted and did not get
 	Steal   float64 `json:"steal_cpus"`   // of them, what the guest sees as steal time
 	// Exits to the monitor per second, by reason.
-	Exits   map[string]float64 `json:"exits_per_s"`
+	Exits map[string]float64 `json:"exits_per_s"`
+	// KVM are all exits per second, by KVM's names; exits is the sum. It is empty
+	// where KVM does not say.
+	KVM     map[string]float64 `json:"kvm_exits_per_s"`
 	Relayed float64            `json:"relayed_ipis_per_s"`
 	fresh   bool               // seen for the first time: there are no rates
 }
@@ -110,7 +113,7 @@ func guestLook(m *topMonitor, was, g *control.Guest) topGuest {
 		Name: g.Name, Memory: g.Memory, Resident: g.Resident, Shared: g.Shared, Nodes: g.Nodes, LocalShare: g.LocalShare,
 		Group: g.Group, Tickets: g.Tickets, Limit: g.Limit, Parallel: []float64{}, VCPUs: []topVCPU{},
 	}
-	t.State, t.Asked, t.Exits, t.fresh = g.State, g.Asked, map[string]float64{}, was == nil
+	t.State, t.Asked, t.Exits, t.KVM, t.fresh = g.State, g.Asked, map[string]float64{}, map[string]float64{}, was == nil
 	for i := range g.VCPUs {
 		var before *control.VCPU
 		if was != nil && i < len(was.VCPUs) {
@@ -123,6 +126,9 @@ func guestLook(m *topMonitor, was, g *control.Guest) topGuest {
 		t.Relayed += v.Relayed
 		for reason, n := range v.Exits {
 			t.Exits[reason] += n
+		}
+		for kind, n := range v.KVM {
+			t.KVM[kind] += n
 		}
 		t.VCPUs = append(t.VCPUs, v)
 	}
@@ -146,7 +152,7 @@ func guestLook(m *topMonitor, was, g *control.Guest) topGuest {
 
 func vcpuLook(m *topMonitor, was, v *control.VCPU) topVCPU {
 	t := topVCPU{ID: v.ID, Node: v.Node}
-	t.State, t.Asked, t.Exits = v.State, v.Asked, map[string]float64{}
+	t.State, t.Asked, t.Exits, t.KVM = v.State, v.Asked, map[string]float64{}, map[string]float64{}
 	if t.fresh = was == nil || m.Interval == 0; t.fresh {
 		return t
 	}
@@ -158,11 +164,20 @@ func vcpuLook(m *topMonitor, was, v *control.VCPU) topVCPU {
 			t.Exits[reason] = r
 		}
 	}
+	for kind, n := range v.KVM {
+		if r := rate(was.KVM[kind], n); r > 0 {
+			t.KVM[kind] = r
+		}
+	}
 	return t
 }
 
-// allExits are those of all reasons.
-func (u *topUse) allExits() (sum float64) {
+// exits are those of all kinds: of the guest, or, where KVM does not say, to the
+// monitor.
+func (u *topUse) exits() (sum float64) {
+	if n, ok := u.KVM[allExits]; ok {
+		return n
+	}
 	for _, n := range u.Exits {
 		sum += n
 	}

@@ -83,7 +83,7 @@ var topColumns = []topColumn{
 	rateColumn("GOT%", 6, 0, func(r *topRow) string { return hundredths(r.use().Got) }),
 	rateColumn("WAIT%", 6, 1, func(r *topRow) string { return hundredths(r.use().Waiting) }),
 	rateColumn("STEAL%", 6, 5, func(r *topRow) string { return hundredths(r.use().Steal) }),
-	rateColumn("EXITS/S", 8, 4, func(r *topRow) string { return fmt.Sprintf("%.0f", r.use().allExits()) }),
+	rateColumn("EXITS/S", 8, 4, func(r *topRow) string { return fmt.Sprintf("%.0f", r.use().exits()) }),
 	guestColumn("TLP", 5, 3, func(g *topGuest) string {
 		if len(g.Parallel) == 0 {
 			return "-"
@@ -195,7 +195,7 @@ var topOrders = []topOrder{
 	{"asked", most(func(r *topRow) float64 { return r.g.Asked })},
 	{"wait", most(func(r *topRow) float64 { return r.g.Waiting })},
 	{"steal", most(func(r *topRow) float64 { return r.g.Steal })},
-	{"exits", most(func(r *topRow) float64 { return r.g.allExits() })},
+	{"exits", most(func(r *topRow) float64 { return r.g.exits() })},
 	{"tlp", most(func(r *topRow) float64 { return r.g.TLP })},
 	{"name", func(a, b *topRow) int { return cmp.Compare(a.g.Name, b.g.Name) }},
 }
@@ -258,18 +258,6 @@ func count(n int, noun string) string {
 // details are what does not fit into the table: exits by reason, and how many
 // vCPUs ran at once.
 func (g *topGuest) details() []string {
-	exits := "none"
-	if len(g.Exits) > 0 {
-		reasons := slices.Collect(maps.Keys(g.Exits))
-		slices.SortFunc(reasons, func(a, b string) int {
-			return cmp.Or(cmp.Compare(g.Exits[b], g.Exits[a]), cmp.Compare(a, b))
-		})
-		var words []string
-		for _, r := range reasons {
-			words = append(words, fmt.Sprintf("%s %.0f", r, g.Exits[r]))
-		}
-		exits = strings.Join(words, ", ")
-	}
 	at := "nobody has looked yet"
 	if len(g.Parallel) > 0 {
 		var words []string
@@ -280,10 +268,32 @@ func (g *topGuest) details() []string {
 		}
 		at = strings.Join(words, ", ")
 	}
-	return []string{
-		g.Name + " exits/s: " + exits,
-		g.Name + " vCPUs at once: " + at,
+	lines := []string{g.Name + " exits to the monitor/s: " + perSecond(g.Exits)}
+	if len(g.KVM) > 0 {
+		kinds := map[string]float64{}
+		for kind, n := range g.KVM {
+			if kind != allExits {
+				kinds[strings.TrimSuffix(kind, exitsSuffix)] = n
+			}
+		}
+		lines = append(lines, g.Name+" exits of all kinds/s: "+perSecond(kinds))
 	}
+	return append(lines, g.Name+" vCPUs at once: "+at)
+}
+
+// perSecond lists rates, the highest first.
+func perSecond(rates map[string]float64) string {
+	if len(rates) == 0 {
+		return "none"
+	}
+	keys := slices.Collect(maps.Keys(rates))
+	slices.SortFunc(keys, func(a, b string) int {
+		return cmp.Or(cmp.Compare(rates[b], rates[a]), cmp.Compare(a, b))
+	})
+	for i, k := range keys {
+		keys[i] = fmt.Sprintf("%s %.0f", k, rates[k])
+	}
+	return strings.Join(keys, ", ")
 }
 
 // text is the look as plain text.

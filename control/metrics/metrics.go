@@ -48,6 +48,7 @@ var (
 	limit    = desc("guest_limit_cpus", "The most CPUs that the guest may use.", "guest")
 	parallel = desc("guest_parallel_seconds_total", "Time in which exactly so many vCPUs ran at once.", "guest", "vcpus")
 	exits    = desc("guest_exits_total", "Exits to the monitor.", "guest", "reason")
+	kvmExits = desc("guest_kvm_exits_total", "Exits of all kinds, by KVM's names; exits is all of them.", "guest", "kind")
 	relayed  = desc("guest_relayed_interrupts_total", "Interrupts between vCPUs of different nodes.", "guest")
 	cpu      = desc("vcpu_cpu_seconds_total", "CPU time that the vCPU got.", "guest", "vcpu")
 	waiting  = desc("vcpu_waiting_seconds_total", "Time in which the vCPU wanted to run and did not.", "guest", "vcpu")
@@ -59,7 +60,7 @@ var (
 func (c collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		monitorInfo, monitorCPUs, running, memory, resident, shared, local, tickets, asked, limit,
-		parallel, exits, relayed, cpu, waiting, steal, node,
+		parallel, exits, kvmExits, relayed, cpu, waiting, steal, node,
 	} {
 		to <- d
 	}
@@ -105,7 +106,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 		for i, t := range g.Parallel {
 			put(parallel, counter, seconds(t), g.Name, strconv.Itoa(i))
 		}
-		byReason := map[string]uint64{}
+		byReason, byKind := map[string]uint64{}, map[string]uint64{}
 		var relays uint64
 		for _, v := range g.VCPUs {
 			id := strconv.Itoa(v.ID)
@@ -117,10 +118,16 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 			for reason, n := range v.Exits {
 				byReason[reason] += n
 			}
+			for kind, n := range v.KVM {
+				byKind[kind] += n
+			}
 		}
 		put(relayed, counter, float64(relays), g.Name)
 		for reason, n := range byReason {
 			put(exits, counter, float64(n), g.Name, reason)
+		}
+		for kind, n := range byKind {
+			put(kvmExits, counter, float64(n), g.Name, kind)
 		}
 	}
 }

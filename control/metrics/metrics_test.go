@@ -33,7 +33,7 @@ var guests = source{
 		Name: "web", State: control.Running, Memory: 512 << 20, Resident: 100 << 20, Shared: 12 << 20, LocalShare: &share,
 		Group: "front", Tickets: 300, Asked: 1.5, Limit: 1.5, Parallel: []uint64{5e8, 1e9, 2e9},
 		VCPUs: []control.VCPU{
-			{ID: 0, CPU: 7e9, Waited: 2e9, Stolen: 1e9, Relayed: 2, Exits: map[string]uint64{"io": 12, "mmio": 3}},
+			{ID: 0, CPU: 7e9, Waited: 2e9, Stolen: 1e9, Relayed: 2, Exits: map[string]uint64{"io": 12, "mmio": 3}, KVM: map[string]uint64{"exits": 900, "halt_exits": 800}},
 			{ID: 1, Node: 1, Relayed: 9, Exits: map[string]uint64{"io": 4}},
 		},
 	},

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -64,25 +65,41 @@ func (g *Gauge) Read() (uint64, error) {
 	return binary.LittleEndian.Uint64(value[:]), nil
 }
 
+// Stats are those of the same vCPU, as VCPU.Stats, which KVM refuses to tell while
+// the vCPU runs. It may be called from any thread.
+func (g *Gauge) Stats() (Stats, error) { return readStats(g.fd) }
+
 // Close frees the Gauge.
 func (g *Gauge) Close() error { return unix.Close(g.fd) }
 
 func readStats(fd int) (Stats, error) {
-	s := Stats{}
-	var value [8]byte
+	places := map[string]int64{}
+	first, end := int64(math.MaxInt64), int64(0)
 	err := eachStat(fd, func(name string, kind uint32, off int64) error {
 		const cumulative = 0
-		if kind != cumulative {
-			return nil
+		if kind == cumulative {
+			places[name] = off
+			first, end = min(first, off), max(end, off+8)
 		}
-		if n, err := unix.Pread(fd, value[:], off); err != nil || n < len(value) {
-			return errors.Join(fmt.Errorf("KVM statistics: no value of %s", name), err)
-		}
-		s[name] = binary.LittleEndian.Uint64(value[:])
 		return nil
 	})
 	if err != nil {
 		return nil, err
+	}
+	s := Stats{}
+	if len(places) == 0 {
+		return s, nil
+	}
+	const limit = 1 << 20 // bytes of values
+	if first < 0 || end-first > limit {
+		return nil, fmt.Errorf("KVM statistics: values from %d to %d", first, end)
+	}
+	values := make([]byte, end-first)
+	if n, err := unix.Pread(fd, values, first); err != nil || n < len(values) {
+		return nil, errors.Join(errors.New("KVM statistics: no values"), err)
+	}
+	for name, off := range places {
+		s[name] = binary.LittleEndian.Uint64(values[off-first:])
 	}
 	return s, nil
 }
