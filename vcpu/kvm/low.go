@@ -32,6 +32,11 @@ func (c *VCPU) RunLow(low *uint32) error {
 		// Raised meanwhile, and lowered again just now.
 		syscall.RawSyscall6(unix.SYS_SCHED_SETATTR, 0, uintptr(unsafe.Pointer(&normal)), 0, 0, 0, 0)
 	}
+	if idle {
+		// A thread that lowers itself runs on to the next tick, up to 10 ms, unless
+		// it gives way.
+		syscall.RawSyscall6(unix.SYS_SCHED_YIELD, 0, 0, 0, 0, 0, 0)
+	}
 	_, _, errno := syscall.RawSyscall6(unix.SYS_IOCTL, fd, reqRun, 0, 0, 0, 0)
 	if idle {
 		syscall.RawSyscall6(unix.SYS_SCHED_SETATTR, 0, uintptr(unsafe.Pointer(&normal)), 0, 0, 0, 0)
