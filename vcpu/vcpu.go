@@ -33,8 +33,8 @@
 // one moves at Set.Move and transfer.
 //
 // Locks, outermost first: Set.moving (one Move, Start or Close), gate.mu (who is
-// parked), Set.trapping, Set.affinity, incarnation.kicks. A vCPU's thread takes
-// none of them on its way through an exit or a relayed interrupt.
+// parked), Set.trapping, Set.affinity, incarnation.kicks, holds.mu. A vCPU's thread
+// takes none of them on its way through an exit or a relayed interrupt.
 //
 // A scheduler of vCPUs has three means here: Hold keeps a vCPU outside the guest,
 // Lower has it give way to all else while it is inside, and Halted tells whether
