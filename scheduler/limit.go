@@ -20,8 +20,8 @@ func NewLimit(part, whole, burst int64) *Limit {
 	return &Limit{part: max(boundUse(part), 1), whole: max(boundUse(whole), 1), burst: burst, level: burst}
 }
 
-// Spend counts a use that ended at time now. A now before the last one, as after
-// a clock step, counts as the last one.
+// Spend counts a use that ended at time now. If now is before the last one, as
+// after a clock step, nothing was earned in between.
 func (l *Limit) Spend(now, used int64) {
 	l.earn(now)
 	l.level = max(l.level-int64(boundUse(used)), -maxDebt*l.burst)
@@ -29,6 +29,7 @@ func (l *Limit) Spend(now, used int64) {
 
 func (l *Limit) earn(now int64) {
 	if now <= l.at {
+		l.at = now
 		return
 	}
 	elapsed := uint64(now - l.at)

@@ -12,6 +12,9 @@ import (
 // A client that uses the part f of a quantum holds 1/f of its weight until it is
 // next drawn: its compensation tickets (§3.4). It cannot gain by them.
 //
+// With several CPUs those drawn for one are not there to be drawn for the next, so
+// a client that should have nearly a whole CPU gets less than that.
+//
 // NewLottery's draws take O(log n) with a tree of partial sums, NewListLottery's
 // look through a list, which is short when heavy clients are at its head.
 type Lottery struct {

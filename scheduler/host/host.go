@@ -272,7 +272,7 @@ func (g *Guest) SetLimit(thousandths int) {
 func (g *Guest) setLimit(thousandths int) {
 	g.limit = nil
 	if thousandths > 0 {
-		g.limit = scheduler.NewLimit(int64(thousandths), 1000, int64(g.s.cfg.Quantum))
+		g.limit = scheduler.NewLimit(int64(thousandths), 1000, burst*int64(g.s.cfg.Quantum))
 	}
 }
 
@@ -281,6 +281,9 @@ func (g *Guest) nudge() {
 		p.nudge()
 	}
 }
+
+// burst is how many quanta a guest with a limit may use at once after a rest.
+const burst = 10
 
 // vcpuTickets is what each vCPU of a guest has of its currency.
 const vcpuTickets = 1000

@@ -147,7 +147,7 @@ const sleepers = 64
 
 // tick ends a quantum and begins another.
 func (p *pool) tick(now int64) nap {
-	elapsed := now - p.last
+	elapsed := max(0, now-p.last)
 	p.last = now
 	p.look(now, elapsed)
 	p.reweigh(elapsed)
@@ -186,11 +186,10 @@ func (p *pool) look(now, elapsed int64) {
 			v.waited += max(0, elapsed-v.took)
 		}
 	}
-	if !p.limits() {
-		return
-	}
 	for _, v := range p.members {
-		p.cap(v, now)
+		if v.guest.limit != nil || v.capped {
+			p.cap(v, now)
+		}
 	}
 }
 
@@ -208,7 +207,7 @@ func (p *pool) lookAt(v *VCPU, now, elapsed int64) {
 	if tid != v.tid {
 		v.tid, v.level, v.class, v.cpu = tid, unset, unset, noCPU
 	} else {
-		v.took = used - v.clock
+		v.took = max(0, used-v.clock)
 		v.used += v.took
 	}
 	v.clock = used
