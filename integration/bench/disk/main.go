@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&o.initrd, "initrd", "build/guest/storage.img", "the guest's initrd, whose init is integration/guest/storage")
 	flag.StringVar(&o.dir, "dir", "", "the folder for the disk's file (default: a temporary one)")
 	flag.IntVar(&o.mib, "size", 64, "MiB of the disk")
-	flag.IntVar(&o.ops, "ops", 2000, "operations of 4 KiB; of 1 MiB a sixteenth")
+	flag.IntVar(&o.ops, "ops", 2000, "operations of 4 KiB; of 1 MiB a quarter")
 	flag.IntVar(&o.cpus, "cpus", 1, "CPUs of the guest, and threads of its program")
 	only := flag.String("only", "", "measure only the programs whose names begin with one of these words")
 	runs := flag.Int("runs", 3, "runs of each program")

@@ -31,8 +31,8 @@ var patterns = []pattern{
 	{"idle", 0, false, false, 0},
 	{"random-read", 4 << 10, false, true, 1},
 	{"random-write", 4 << 10, true, true, 1},
-	{"sequential-read", 1 << 20, false, false, 16},
-	{"sequential-write", 1 << 20, true, false, 16},
+	{"sequential-read", 1 << 20, false, false, 4},
+	{"sequential-write", 1 << 20, true, false, 4},
 }
 
 // disk measures each pattern. The host looks at its counters when it reads the
