@@ -71,7 +71,7 @@ func (g *Guest) build() (*machine, error) {
 		err = &HostError{err}
 	}
 	if err == nil {
-		if err = m.enlist(g.share); err != nil {
+		if err = m.enlist(g.share, g.log); err != nil {
 			return nil, errors.Join(&HostError{err}, m.close())
 		}
 	}

@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"time"
@@ -227,14 +228,16 @@ func (s *share) pool(m *machine, id int) int {
 
 // enlist has a machine's vCPUs run by the guest's tickets, from before they start
 // until dismissVCPUs.
-func (m *machine) enlist(s *share) error {
+func (m *machine) enlist(s *share, log *slog.Logger) error {
 	if s == nil {
 		return nil
 	}
 	m.share = s
 	for id, v := range m.vcpus {
 		if err := v.WatchHalts(); err != nil {
-			return err
+			// Kernels before 5.17 do not tell. Then one that has halted is found
+			// out when it has its turn and does not use it.
+			log.Debug("who has halted is not known", "vcpu", id, "error", err)
 		}
 		member, err := s.guest.Add(id, v, s.pool(m, id))
 		if err != nil {
