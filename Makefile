@@ -13,6 +13,8 @@ TESTFLAGS ?=
 QEMU := build/lab/qemu/qemu-system-x86_64
 # More words for disco run and disco lab.
 ARGS ?=
+# More words for disco bench share.
+SHARE ?=
 
 # Tests of a ring have its prefix; those without one are pure.
 packages_with = $(sort $(dir $(shell grep -lr --include='*_test.go' '^func $(1)' .)))
@@ -71,7 +73,7 @@ bench-disk: build guest lab ## measure a guest's disk beside QEMU's microvm, in 
 
 .PHONY: bench-share
 bench-share: build guest image lab ## measure how much memory guests of one image take together, in the lab
-	@timeout -k 20 5400 bin/disco lab --nodes 1 --cpus 2 --memory 8G $(ARGS) -- bin/disco bench share --out build/bench/share
+	@timeout -k 20 14400 bin/disco lab --steady --nodes 1 --cpus 2 --memory 8G $(ARGS) -- bin/disco bench share --timeout 40m --settle 20m --out build/bench/share $(SHARE)
 	@go run ./integration/bench/plot build/bench/share.json
 
 .PHONY: soak-memory
