@@ -117,9 +117,7 @@ func benchActs(w *world) *cobra.Command {
 		},
 	}
 	c.Flags().Var(parsed("fake-nodes", "N", "", &fake, positive, &problems), "fake-nodes", "split one node into N (default 2 where there is only one)")
-	if err := c.RegisterFlagCompletionFunc("fake-nodes", cobra.NoFileCompletions); err != nil {
-		panic(err)
-	}
+	noFile(c, "fake-nodes")
 	return c
 }
 
@@ -146,11 +144,7 @@ func (b *benchNUMA) command() *cobra.Command {
 	f := c.Flags()
 	f.SortFlags = false
 	b.o.Huge = true
-	var noted []string
-	flag := func(name, kind, text string, set func(string) error, usage string) {
-		f.Var(&value{name: name, kind: kind, text: text, set: set, problems: &b.problems}, name, usage)
-		noted = append(noted, name)
-	}
+	flag := adder(c, &b.problems)
 	flag("nodes", "LIST", "", into(&b.nodes, parseNodes), "use these NUMA nodes, such as 0,1 (default all with CPUs and memory)")
 	flag("fake-nodes", "N", "", into(&b.fake, positive), "split one node into N, to try the mechanism where there is only one; what is local then says nothing about this machine")
 	flag("policies", "LIST", "", into(&b.o.Policies, locality.ParsePolicies), "measure these policies, such as off,full (default all)")
@@ -168,12 +162,6 @@ func (b *benchNUMA) command() *cobra.Command {
 	f.StringVar(&b.o.Initrd, "initrd", "", "the guest's initrd in `FILE` (default: numa.img beside the default guest's)")
 	f.StringVar(&b.out, "out", "numa", "write `FILE`.json and FILE.svg")
 	f.BoolVar(&b.resume, "resume", false, "go on with FILE.json, which is written after each policy: what it has of the same work is not measured again")
-	for _, name := range noted {
-		// It fails only for a flag that does not exist.
-		if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
-			panic(err)
-		}
-	}
 	return c
 }
 

@@ -61,11 +61,7 @@ func (b *benchSched) command() *cobra.Command {
 	f := c.Flags()
 	f.SortFlags = false
 	b.o.Policies, b.o.Time, b.o.Quantum = sched.Policies, 30*time.Second, host.DefaultQuantum
-	var noted []string
-	flag := func(name, kind, text string, set func(string) error, usage string) {
-		f.Var(&value{name: name, kind: kind, text: text, set: set, problems: &b.problems}, name, usage)
-		noted = append(noted, name)
-	}
+	flag := adder(c, &b.problems)
 	flag("by", "LIST", "", into(&b.o.Policies, parseSchedPolicies), "measure these, such as stride,cgroup (default all)")
 	flag("loads", "LIST", "", into(&b.o.Loads, parseSchedLoads), "run these loads, such as 2:1,resting (default all)")
 	flag("cpus-host", "LIST", "0", into(&b.o.CPUs, parseCPUs), "run the guests on these CPUs of the host; the loads of few guests need one")
@@ -73,12 +69,6 @@ func (b *benchSched) command() *cobra.Command {
 	flag("quantum", "DURATION", b.o.Quantum.String(), into(&b.o.Quantum, positiveTime), "how long a guest runs before another has its turn")
 	flag("many", "N", "", into(&b.o.Many, positive), "guests of the load many, such as 1000 (default without)")
 	f.StringVar(&b.out, "out", "sched", "write `FILE`.json and FILE.svg")
-	for _, name := range noted {
-		// It fails only for a flag that does not exist.
-		if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
-			panic(err)
-		}
-	}
 	return c
 }
 

@@ -54,11 +54,7 @@ func (b *benchShare) command() *cobra.Command {
 	}
 	f := c.Flags()
 	f.SortFlags = false
-	var noted []string
-	flag := func(name, kind, text string, set func(string) error, usage string) {
-		f.Var(&value{name: name, kind: kind, text: text, set: set, problems: &b.problems}, name, usage)
-		noted = append(noted, name)
-	}
+	flag := adder(c, &b.problems)
 	flag("guests", "LIST", "1,2,4,8", into(&b.o.Guests, parseCounts), "how many guests at once, one run after the other")
 	flag("modes", "LIST", "auto,never,ksm", into(&b.o.Modes, share.ParseModes), "what to measure: auto, always, never, ksm")
 	flag("cpus", "N", "1", into(&b.o.CPUs, positive), "CPUs of each guest")
@@ -72,12 +68,8 @@ func (b *benchShare) command() *cobra.Command {
 	f.StringVar(&b.o.Kernel, "kernel", "", "the guests' kernel in `FILE` (default: the default guest's)")
 	f.StringVar(&b.o.Initrd, "initrd", "", "the guests' initrd in `FILE` (default: storage.img beside the default guest's)")
 	f.StringVar(&b.out, "out", "share", "write `FILE`.json")
-	for _, name := range append(noted, "read", "job") {
-		// It fails only for a flag that does not exist.
-		if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
-			panic(err)
-		}
-	}
+	noFile(c, "read")
+	noFile(c, "job")
 	return c
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -41,3 +42,20 @@ func parsed[T any](name, kind, text string, p *T, parse func(string) (T, error),
 }
 
 var _ pflag.Value = (*value)(nil)
+
+// adder returns what gives c flags that keep their problems and name no files. A flag
+// is set by set, and its text is what it is by default.
+func adder(c *cobra.Command, problems *[]error) func(name, kind, text string, set func(string) error, usage string) {
+	return func(name, kind, text string, set func(string) error, usage string) {
+		c.Flags().Var(&value{name: name, kind: kind, text: text, set: set, problems: problems}, name, usage)
+		noFile(c, name)
+	}
+}
+
+// noFile keeps a shell from completing the flag's text with files.
+func noFile(c *cobra.Command, name string) {
+	// It fails only for a flag that does not exist.
+	if err := c.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
+		panic(err)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,6 +67,14 @@ func NewBar(program string, values []float64) Bar {
 	v := slices.Sorted(slices.Values(values))
 	n := len(v)
 	return Bar{Program: program, Median: (v[(n-1)/2] + v[n/2]) / 2, Min: v[0], Max: v[n-1], Runs: n}
+}
+
+// Shuffled is all in an order that depends on the round only, so that what comes
+// first in one does not in the next.
+func Shuffled[T any](all []T, round int) []T {
+	s := slices.Clone(all)
+	rand.New(rand.NewPCG(uint64(round), 0)).Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
+	return s
 }
 
 // Write stores the Result as JSON at path, and makes the folder for it.

@@ -3,6 +3,7 @@ package bench
 import (
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -47,5 +48,21 @@ func TestResult(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is not in:\n%s", want, &b)
 		}
+	}
+}
+
+func TestShuffled(t *testing.T) {
+	all := []string{"a", "b", "c", "d", "e"}
+	first, again, second := Shuffled(all, 0), Shuffled(all, 0), Shuffled(all, 1)
+	if !slices.Equal(first, again) {
+		t.Error("a round's order changes")
+	}
+	if slices.Equal(first, second) {
+		t.Error("two rounds have the same order")
+	}
+	slices.Sort(first)
+	slices.Sort(second)
+	if !slices.Equal(first, all) || !slices.Equal(second, all) {
+		t.Errorf("rounds have %v and %v", first, second)
 	}
 }

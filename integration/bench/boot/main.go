@@ -22,10 +22,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -96,14 +94,14 @@ func run(a artefacts, only []string, runs, counted int, out string) error {
 		}
 	}
 	for i := range runs {
-		for _, p := range shuffled(programs, i) {
+		for _, p := range bench.Shuffled(programs, i) {
 			if err := b.measure(p, "timed", nil); err != nil {
 				return err
 			}
 		}
 	}
 	for i := range counted {
-		for _, p := range shuffled(programs, i) {
+		for _, p := range bench.Shuffled(programs, i) {
 			if err := b.measure(p, "counted", counters); err != nil {
 				return err
 			}
@@ -114,13 +112,6 @@ func run(a artefacts, only []string, runs, counted int, out string) error {
 		return err
 	}
 	return r.Write(out)
-}
-
-// shuffled is all in an order that depends on the round only.
-func shuffled(all []program, round int) []program {
-	s := slices.Clone(all)
-	rand.New(rand.NewPCG(uint64(round), 0)).Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
-	return s
 }
 
 // benchmark collects rows.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -26,27 +25,5 @@ func TestScreen(t *testing.T) {
 	}
 	if got := s.last(bytes.NewBufferString("a complaint")); !strings.Contains(got, "here: it is") || !strings.Contains(got, "a complaint") {
 		t.Errorf("last lines %s", got)
-	}
-}
-
-func TestShuffled(t *testing.T) {
-	all := programs(artefacts{}, "dir", nil)
-	names := func(ps []program) (n []string) {
-		for _, p := range ps {
-			n = append(n, p.name)
-		}
-		return n
-	}
-	first, again, second := names(shuffled(all, 0)), names(shuffled(all, 0)), names(shuffled(all, 1))
-	if !slices.Equal(first, again) {
-		t.Error("a round's order changes")
-	}
-	if slices.Equal(first, second) {
-		t.Error("two rounds have the same order")
-	}
-	slices.Sort(first)
-	slices.Sort(second)
-	if !slices.Equal(first, second) {
-		t.Errorf("rounds have %v and %v", first, second)
 	}
 }

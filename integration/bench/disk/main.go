@@ -19,10 +19,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -77,7 +75,7 @@ func run(o options, only []string, runs int, out string) error {
 	}
 	b := &benchmark{}
 	for i := range runs {
-		for _, p := range shuffled(programs, i) {
+		for _, p := range bench.Shuffled(programs, i) {
 			if err := b.measure(p, o, counters); err != nil {
 				return err
 			}
@@ -88,13 +86,6 @@ func run(o options, only []string, runs int, out string) error {
 		return err
 	}
 	return r.Write(out)
-}
-
-// shuffled is all in an order that depends on the round only.
-func shuffled(all []program, round int) []program {
-	s := slices.Clone(all)
-	rand.New(rand.NewPCG(uint64(round), 0)).Shuffle(len(s), func(i, j int) { s[i], s[j] = s[j], s[i] })
-	return s
 }
 
 // benchmark collects rows.
