@@ -243,11 +243,3 @@ func (f *file) writeZeroes(off, n int64) error {
 	}
 	return nil
 }
-
-func length(bufs [][]byte) int64 {
-	n := int64(0)
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
-	return n
-}

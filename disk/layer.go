@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"disco/disk/qcow2"
+	"disco/disk/vector"
 )
 
 // maxChain is the largest number of images that stand on one another.
@@ -183,7 +184,7 @@ func (c container) fail(what string, off, n int64, err error) error {
 func (c container) Size() (int64, error) { return c.file.sizeNow() }
 
 func (c container) ReadV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	done, err := c.file.transfer(unix.SYS_PREADV, bufs, off, n)
 	if err == errEnd && off+done < c.file.grown.Load() {
 		err = unix.EIO // it has shrunk since
@@ -203,7 +204,7 @@ func (c container) ReadV(bufs [][]byte, off int64) error {
 }
 
 func (c container) WriteV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	if _, err := c.file.transfer(unix.SYS_PWRITEV, bufs, off, n); err != nil {
 		return c.fail("write", off, n, err)
 	}

@@ -16,6 +16,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"disco/disk/vector"
 )
 
 // SectorSize is the unit of image sizes and of requests, in bytes.
@@ -78,7 +80,7 @@ func (r *Raw) check(what string, off, n int64) error {
 // ReadV fills bufs, in order, from the image at off. If the image has shrunk
 // since it was opened, what is gone reads as an I/O error (EIO).
 func (r *Raw) ReadV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	if err := r.check("read", off, n); err != nil {
 		return err
 	}
@@ -95,7 +97,7 @@ func (r *Raw) ReadV(bufs [][]byte, off int64) error {
 // since it was opened, writing to what is gone is an I/O error (EIO): it does
 // not grow again. A guest sees the data on stable storage only after Flush.
 func (r *Raw) WriteV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	err := r.writable("write", off, n)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"disco/disk/vector"
 	"disco/memory"
 )
 
@@ -129,23 +130,15 @@ func (b *bucket) take(now time.Time, n int64) time.Duration {
 	return wait
 }
 
-func length(bufs [][]byte) int64 {
-	n := int64(0)
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
-	return n
-}
-
 // ReadV reads within the limits.
 func (l *Limited) ReadV(bufs [][]byte, off int64) error {
-	l.pay(length(bufs))
+	l.pay(vector.Len(bufs))
 	return l.Disk.ReadV(bufs, off)
 }
 
 // WriteV writes within the limits.
 func (l *Limited) WriteV(bufs [][]byte, off int64) error {
-	l.pay(length(bufs))
+	l.pay(vector.Len(bufs))
 	return l.Disk.WriteV(bufs, off)
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"disco/disk/vector"
 	"disco/memory"
 	"disco/memory/arena"
 )
@@ -152,11 +153,11 @@ func (o *Overlay) alike(off, n int64) (of int, run int64) {
 
 // ReadV fills bufs, in order, from the disk at off.
 func (o *Overlay) ReadV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	if err := o.check("read", off, n); err != nil {
 		return err
 	}
-	c := cursor{bufs: bufs}
+	c := vector.New(bufs)
 	for n > 0 {
 		of, run := o.alike(off, n)
 		switch of {
@@ -166,11 +167,11 @@ func (o *Overlay) ReadV(bufs [][]byte, off int64) error {
 			}
 		case own:
 			for src := o.pages.Bytes()[off : off+run]; len(src) > 0; {
-				src = src[copy(c.next(len(src)), src):]
+				src = src[copy(c.Next(int64(len(src))), src):]
 			}
 		default:
 			for left := run; left > 0; {
-				b := c.next(int(left))
+				b := c.Next(left)
 				clear(b)
 				left -= int64(len(b))
 			}
@@ -181,12 +182,12 @@ func (o *Overlay) ReadV(bufs [][]byte, off int64) error {
 }
 
 // readBase fills the next n bytes of c from the base at off.
-func (o *Overlay) readBase(c *cursor, off, n int64) error {
+func (o *Overlay) readBase(c *vector.Vector, off, n int64) error {
 	pieces := o.pieces.Get().(*[][]byte)
 	defer o.pieces.Put(pieces)
 	list := (*pieces)[:0]
 	for n0 := n; n0 > 0; {
-		b := c.next(int(n0))
+		b := c.Next(n0)
 		list = append(list, b)
 		n0 -= int64(len(b))
 	}
@@ -214,11 +215,11 @@ func (o *Overlay) Return(r memory.Run, mapped int) { o.lender.Return(r, mapped) 
 
 // WriteV writes bufs, in order, to the disk at off.
 func (o *Overlay) WriteV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	if err := o.check("write", off, n); err != nil {
 		return err
 	}
-	c := cursor{bufs: bufs}
+	c := vector.New(bufs)
 	for n > 0 {
 		m := min(n, BlockSize-off%BlockSize)
 		if err := o.write(&c, off, m); err != nil {
@@ -230,7 +231,7 @@ func (o *Overlay) WriteV(bufs [][]byte, off int64) error {
 }
 
 // write writes the next n bytes of c, or zeroes if it is nil, within a block.
-func (o *Overlay) write(c *cursor, off, n int64) error {
+func (o *Overlay) write(c *vector.Vector, off, n int64) error {
 	block := off / BlockSize
 	if o.of(block) != own {
 		l := o.lock(block)
@@ -243,7 +244,8 @@ func (o *Overlay) write(c *cursor, off, n int64) error {
 			switch {
 			case off == start && off+n == end:
 			case of == ofBase:
-				if err := o.readBase(&cursor{bufs: [][]byte{page[:end-start]}}, start, end-start); err != nil {
+				into := vector.New([][]byte{page[:end-start]})
+				if err := o.readBase(&into, start, end-start); err != nil {
 					return err
 				}
 			default:
@@ -258,7 +260,7 @@ func (o *Overlay) write(c *cursor, off, n int64) error {
 		return nil
 	}
 	for len(dst) > 0 {
-		dst = dst[copy(dst, c.next(len(dst))):]
+		dst = dst[copy(dst, c.Next(int64(len(dst)))):]
 	}
 	return nil
 }
@@ -341,29 +343,4 @@ func (o *Overlay) drop(first, end int64) error {
 		b += n
 	}
 	return nil
-}
-
-// cursor goes through buffers.
-type cursor struct {
-	bufs [][]byte
-	skip int // of bufs[0]
-}
-
-// next takes up to n bytes, in one piece.
-func (c *cursor) next(n int) []byte {
-	for len(c.bufs[0]) == c.skip {
-		c.bufs, c.skip = c.bufs[1:], 0
-	}
-	b := c.bufs[0][c.skip:]
-	b = b[:min(n, len(b))]
-	c.skip += len(b)
-	return b
-}
-
-func length(bufs [][]byte) int64 {
-	n := int64(0)
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
-	return n
 }

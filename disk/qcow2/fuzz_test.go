@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"disco/disk/vector"
 )
 
 // testdata reads an image that qemu-img made (testdata/make).
@@ -218,7 +220,7 @@ func (f *bounded) ReadV(bufs [][]byte, off int64) error {
 	if off < 0 {
 		f.t.Errorf("a read at %d", off)
 	}
-	f.reads += length(bufs)
+	f.reads += vector.Len(bufs)
 	return f.memory.ReadV(bufs, off)
 }
 
@@ -226,7 +228,7 @@ func (f *bounded) WriteV(bufs [][]byte, off int64) error {
 	if off < 0 {
 		f.t.Errorf("a write at %d", off)
 	}
-	if off+length(bufs) > f.most {
+	if off+vector.Len(bufs) > f.most {
 		return errors.ErrUnsupported // as a full disk
 	}
 	return f.memory.WriteV(bufs, off)

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+
+	"disco/disk/vector"
 )
 
 // memory is a File in memory on a device that loses power: what was written since
@@ -43,7 +45,7 @@ func (m *memory) call(what string, off, n int64) error {
 }
 
 func (m *memory) ReadV(bufs [][]byte, off int64) error {
-	if err := m.call("read", off, length(bufs)); err != nil {
+	if err := m.call("read", off, vector.Len(bufs)); err != nil {
 		return err
 	}
 	for _, b := range bufs {
@@ -57,7 +59,7 @@ func (m *memory) ReadV(bufs [][]byte, off int64) error {
 }
 
 func (m *memory) WriteV(bufs [][]byte, off int64) error {
-	if err := m.call("write", off, length(bufs)); err != nil {
+	if err := m.call("write", off, vector.Len(bufs)); err != nil {
 		return err
 	}
 	m.change(off, slices.Concat(bufs...))

@@ -1,11 +1,15 @@
 package qcow2
 
-import "io"
+import (
+	"io"
+
+	"disco/disk/vector"
+)
 
 // request is the memory of one request.
 type request struct {
-	rest  vector
-	part  [][]byte // what vector.next gives out
+	rest  vector.Vector
+	part  [][]byte // what rest gives out
 	bufs  [][]byte // of one system call
 	head  []byte   // what of an old cluster is before and after what is written
 	tail  []byte
@@ -13,54 +17,22 @@ type request struct {
 	blank [1][]byte // zeroes that are written
 }
 
-// vector gives out the buffers of a request in parts.
-type vector struct {
-	bufs [][]byte
-	skip int // bytes of bufs[0] that are gone
-}
-
-// next appends the buffers of the next n bytes to dst.
-func (v *vector) next(dst [][]byte, n int64) [][]byte {
-	for n > 0 {
-		b := v.bufs[0][v.skip:]
-		if int64(len(b)) > n {
-			b = b[:n]
-			v.skip += int(n)
-		} else {
-			v.bufs, v.skip = v.bufs[1:], 0
-		}
-		if len(b) > 0 {
-			dst = append(dst, b)
-		}
-		n -= int64(len(b))
-	}
-	return dst
-}
-
 func (i *Image) request(bufs [][]byte) *request {
 	r := i.requests.Get().(*request)
-	r.rest = vector{bufs: bufs}
+	r.rest = vector.New(bufs)
 	return r
 }
 
 func (i *Image) done(r *request) {
 	clear(r.part[:cap(r.part)])
 	clear(r.bufs[:cap(r.bufs)])
-	r.rest = vector{}
+	r.rest = vector.Vector{}
 	i.requests.Put(r)
-}
-
-func length(bufs [][]byte) int64 {
-	n := int64(0)
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
-	return n
 }
 
 // ReadV fills bufs, in order, from the disk at off.
 func (i *Image) ReadV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	if err := i.check("read", off, n, false); err != nil {
 		return err
 	}
@@ -75,7 +47,7 @@ func (i *Image) ReadV(bufs [][]byte, off int64) error {
 		if err == nil {
 			part := bufs
 			if p.bytes != n {
-				r.part = r.rest.next(r.part[:0], p.bytes)
+				r.part = r.rest.Take(r.part[:0], p.bytes)
 				part = r.part
 			}
 			err = i.read(part, at, p)

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"slices"
 	"unsafe"
+
+	"disco/disk/vector"
 )
 
 const (
@@ -24,7 +26,7 @@ var zeroes = func() []byte {
 // WriteV writes bufs, in order, to the disk at off. It is on stable storage after
 // Flush. A write that fails may have been done in part.
 func (i *Image) WriteV(bufs [][]byte, off int64) error {
-	n := length(bufs)
+	n := vector.Len(bufs)
 	if err := i.check("write", off, n, true); err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func (i *Image) write(r *request, off, n int64) (int64, error) {
 	if p.bytes > 0 {
 		i.mu.Unlock()
 		defer i.busy.RUnlock()
-		r.part = r.rest.next(r.part[:0], p.bytes)
+		r.part = r.rest.Take(r.part[:0], p.bytes)
 		return p.bytes, i.file.WriteV(r.part, p.offset)
 	}
 	n, err = i.move(r, table, off, n)
@@ -311,7 +313,7 @@ func (i *Image) fill(r *request, off, n, to int64, old [2]place, fresh bool) err
 	if len(r.bufs) == 0 {
 		to += head
 	}
-	r.bufs = r.rest.next(r.bufs, n)
+	r.bufs = r.rest.Take(r.bufs, n)
 	if r.tail, err = i.around(r, r.tail, end, -end&mask, old[1], fresh); err != nil {
 		return err
 	}

@@ -1,5 +1,7 @@
 package qcow2
 
+import "disco/disk/vector"
+
 // Discard gives up the whole clusters of a range. They read as zeroes afterwards;
 // what the image does not have stays as the base has it. Version 2 has no zero
 // clusters, so that it keeps everything that is above a base.
@@ -72,7 +74,7 @@ func (i *Image) scrub(off, n int64) error {
 		}
 		part := min(p.bytes, int64(len(zeroes)))
 		r.blank[0] = zeroes[:part]
-		for r.rest = (vector{bufs: r.blank[:]}); part > 0; {
+		for r.rest = vector.New(r.blank[:]); part > 0; {
 			m, err := i.write(r, off, part)
 			if err != nil {
 				return err
