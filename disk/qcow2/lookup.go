@@ -64,23 +64,17 @@ func (i *Image) lookup(off, n int64) (place, error) {
 			if p.bytes > 0 && p.where != Below {
 				return p, nil
 			}
-			span := i.cluster / 8 * i.cluster
-			run := min(span-off&(span-1), n)
+			run := min(i.spanLeft(off), n)
 			p.bytes += run
 			if off, n = off+run, n-run; n == 0 || p.bytes > maxRun {
 				return p, nil
 			}
 			continue
 		}
-		e, err := i.pages.entry(kindL2, i.l2At(table, off))
+		_, q, err := i.entryAt(table, off)
 		if err != nil {
 			return p, err
 		}
-		q, err := i.place(e)
-		if err != nil {
-			return p, err
-		}
-		q.offset += off & mask
 		switch {
 		case p.bytes == 0:
 			p = q
@@ -122,6 +116,17 @@ func (i *Image) l1At(off int64) int64 {
 // l2At is where the file has the L2 entry for off, in a given table.
 func (i *Image) l2At(table, off int64) int64 {
 	return table + off>>i.clusterBits&(i.cluster/8-1)*8
+}
+
+// entryAt reads the entry for off in the L2 table at table. The place's bytes are
+// left to the caller. mu is held.
+func (i *Image) entryAt(table, off int64) (entry uint64, p place, err error) {
+	if entry, err = i.pages.entry(kindL2, i.l2At(table, off)); err != nil {
+		return 0, p, err
+	}
+	p, err = i.place(entry)
+	p.offset += off & (i.cluster - 1)
+	return entry, p, err
 }
 
 // place reads an L2 entry. Its bytes are left to the caller.

@@ -133,15 +133,10 @@ func (i *Image) inPlace(table, off, n int64) (place, error) {
 	n = min(n, i.spanLeft(off), maxRun)
 	var p place
 	for n > 0 {
-		e, err := i.pages.entry(kindL2, i.l2At(table, off))
+		e, q, err := i.entryAt(table, off)
 		if err != nil {
 			return p, err
 		}
-		q, err := i.place(e)
-		if err != nil {
-			return p, err
-		}
-		q.offset += off & mask
 		if q.where != Own || e&entryCopied == 0 || p.bytes > 0 && p.offset+p.bytes != q.offset {
 			break
 		}
