@@ -174,22 +174,38 @@ func (s *Scheduler) Close() {
 
 // Group is a currency: guests in it divide what it has among them, and what they
 // are given moves nothing elsewhere.
-type Group struct {
+type Group struct{ funds }
+
+// funds are a currency and the ticket that backs it.
+type funds struct {
 	s        *Scheduler
 	currency *scheduler.Currency
 	ticket   *scheduler.Ticket
+}
+
+// fund makes a currency with so many tickets of a group's, or of the base; mu is held.
+func (s *Scheduler) fund(name string, by *Group, tickets int64) (f funds, err error) {
+	f = funds{s: s, currency: s.ledger.NewCurrency(name)}
+	f.ticket, err = s.currency(by).Back(f.currency, tickets)
+	return f, err
+}
+
+// SetTickets changes the tickets. It counts from the next quantum on.
+func (f *funds) SetTickets(n int64) error {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	return f.ticket.Set(n)
 }
 
 // NewGroup makes a group with so many tickets of the base currency, or of parent.
 func (s *Scheduler) NewGroup(name string, parent *Group, tickets int64) (*Group, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g := &Group{s: s, currency: s.ledger.NewCurrency(name)}
-	var err error
-	if g.ticket, err = s.currency(parent).Back(g.currency, tickets); err != nil {
+	f, err := s.fund(name, parent, tickets)
+	if err != nil {
 		return nil, err
 	}
-	return g, nil
+	return &Group{f}, nil
 }
 
 func (s *Scheduler) currency(g *Group) *scheduler.Currency {
@@ -197,13 +213,6 @@ func (s *Scheduler) currency(g *Group) *scheduler.Currency {
 		return s.ledger.Base()
 	}
 	return g.currency
-}
-
-// SetTickets changes the group's tickets. It counts from the next quantum on.
-func (g *Group) SetTickets(n int64) error {
-	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
-	return g.ticket.Set(n)
 }
 
 // Close ends a group that has no guests.
@@ -215,12 +224,10 @@ func (g *Group) Close() error {
 
 // Guest is a currency that its vCPUs divide equally.
 type Guest struct {
-	s        *Scheduler
-	name     string
-	currency *scheduler.Currency
-	ticket   *scheduler.Ticket
-	limit    *scheduler.Limit // or nil
-	members  []*VCPU
+	funds
+	name    string
+	limit   *scheduler.Limit // or nil
+	members []*VCPU
 }
 
 // GuestConfig says what a guest may have.
@@ -237,21 +244,14 @@ type GuestConfig struct {
 func (s *Scheduler) NewGuest(c GuestConfig) (*Guest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g := &Guest{s: s, name: c.Name, currency: s.ledger.NewCurrency(c.Name)}
-	var err error
-	if g.ticket, err = s.currency(c.Group).Back(g.currency, c.Tickets); err != nil {
+	f, err := s.fund(c.Name, c.Group, c.Tickets)
+	if err != nil {
 		return nil, err
 	}
+	g := &Guest{funds: f, name: c.Name}
 	g.setLimit(c.Limit)
 	s.guests = append(s.guests, g)
 	return g, nil
-}
-
-// SetTickets changes the guest's tickets. It counts from the next quantum on.
-func (g *Guest) SetTickets(n int64) error {
-	g.s.mu.Lock()
-	defer g.s.mu.Unlock()
-	return g.ticket.Set(n)
 }
 
 // Tickets is how many the guest has.
