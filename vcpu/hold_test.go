@@ -127,23 +127,7 @@ func TestKVMHalted(t *testing.T) {
 		{spin, false},
 		{[]byte{0xf4, 0xeb, 0xfd}, true}, // hlt; jmp to it
 	} {
-		sys, vms := machines(t, 1, tt.code)
-		c, err := vms[0].CreateVCPU(0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		v := New(0, c, deaf{})
-		t.Cleanup(func() { v.Close() })
-		cpuid, err := sys.SupportedCPUID()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := v.Reset(CPUID(cpuid, 0, 1)); err != nil {
-			t.Fatal(err)
-		}
-		if err := v.SetBoot(Boot{RIP: 0x1000, RSP: 0x8000, GDTLimit: 0x1f, Code: 0x10, Data: 0x18}); err != nil {
-			t.Fatal(err)
-		}
+		v := ready(t, deaf{}, tt.code...)
 		if v.Halted() {
 			t.Error("a vCPU that is not watched is halted")
 		}

@@ -22,6 +22,14 @@ func (ports) MMIO(uint64, bool, []byte) error { return nil }
 // start runs code at 0x1000 in 32-bit protected mode on one vCPU.
 func start(t *testing.T, h Handler, code ...byte) *VCPU {
 	t.Helper()
+	v := ready(t, h, code...)
+	v.Start()
+	return v
+}
+
+// ready is a vCPU that has not been started with such code.
+func ready(t *testing.T, h Handler, code ...byte) *VCPU {
+	t.Helper()
 	sys, vms := machines(t, 1, code)
 	c, err := vms[0].CreateVCPU(0)
 	if err != nil {
@@ -39,7 +47,6 @@ func start(t *testing.T, h Handler, code ...byte) *VCPU {
 	if err := v.SetBoot(Boot{RIP: 0x1000, RSP: 0x8000, GDTLimit: 0x1f, Code: 0x10, Data: 0x18}); err != nil {
 		t.Fatal(err)
 	}
-	v.Start()
 	return v
 }
 

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"disco/integration/tiny"
 	"disco/vmm"
 )
 
@@ -43,16 +42,7 @@ func (c *caught) kill() {
 // TestKVMTop: two guests that never rest share a CPU by their tickets, and one
 // sleeps; top shows it, and tickets turns it about.
 func TestKVMTop(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"spin", "halt"} {
-		image, err := tiny.Image(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), image, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dir := tinyKernels(t, "spin", "halt")
 	file, socket := filepath.Join(dir, "up.yaml"), filepath.Join(dir, "s")
 	if err := os.WriteFile(file, []byte(`scheduler: stride
 cpus-host: "0"

@@ -12,10 +12,11 @@ import (
 	"disco/integration/tiny"
 )
 
-// TestKVMUp runs tiny guests of a file: some end well, one panics, one hangs.
-func TestKVMUp(t *testing.T) {
+// tinyKernels is a folder with hand-made kernels by their names.
+func tinyKernels(t *testing.T, names ...string) string {
+	t.Helper()
 	dir := t.TempDir()
-	for _, name := range []string{"hello", "panic", "spin", "exitcode"} {
+	for _, name := range names {
 		image, err := tiny.Image(name)
 		if err != nil {
 			t.Fatal(err)
@@ -24,6 +25,12 @@ func TestKVMUp(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return dir
+}
+
+// TestKVMUp runs tiny guests of a file: some end well, one panics, one hangs.
+func TestKVMUp(t *testing.T) {
+	dir := tinyKernels(t, "hello", "panic", "spin", "exitcode")
 	file, report := filepath.Join(dir, "up.yaml"), filepath.Join(dir, "r.json")
 	if err := os.WriteFile(file, []byte(`guests:
   good: {replicas: 6, kernel: hello, memory: 16M, console: serial}
