@@ -17,46 +17,12 @@ main:
         ARG     store, 0xffffff
         mov     %eax, %r14d
         mov     $record, %ebp
-        mov     $ECAM, %ebx
-1:      cmpl    $0x10421af4, (%rbx)
-        je      2f
-        add     $0x1000, %ebx
-        cmp     $ECAM + 0x100000, %ebx
-        jb      1b
-        FAIL    "disk: none on bus 0\n"
-
-2:      call    virtio_find
-        mov     V_COMMON(%rbp), %rdi
-        movb    $0, C_STATUS(%rdi)
-3:      cmpb    $0, C_STATUS(%rdi)
-        jne     3b
-        movb    $1, C_STATUS(%rdi)
-        movb    $3, C_STATUS(%rdi)
-        movl    $0, C_DRIVER_FEATURE_SELECT(%rdi)
-        movl    $0, C_DRIVER_FEATURE(%rdi)
-        movl    $1, C_DRIVER_FEATURE_SELECT(%rdi)
-        movl    $1, C_DRIVER_FEATURE(%rdi)      /* VIRTIO_F_VERSION_1 */
-        movb    $11, C_STATUS(%rdi)
-        testb   $8, C_STATUS(%rdi)
-        jnz     4f
-        FAIL    "disk: FEATURES_OK refused\n"
-4:      movw    $0, C_QUEUE_SELECT(%rdi)
+        VIRTIO_SEEK 0x10421af4, "disk: none on bus 0\n"
+        call    virtio_find
+        VIRTIO_AGREE "disk: FEATURES_OK refused\n"
+        movw    $0, C_QUEUE_SELECT(%rdi)
         movw    $QUEUE, C_QUEUE_SIZE(%rdi)
-        mov     $descriptors, %eax
-        mov     %eax, C_QUEUE_DESC(%rdi)
-        movl    $0, C_QUEUE_DESC + 4(%rdi)
-        mov     $available, %eax
-        mov     %eax, C_QUEUE_DRIVER(%rdi)
-        movl    $0, C_QUEUE_DRIVER + 4(%rdi)
-        mov     $used, %eax
-        mov     %eax, C_QUEUE_DEVICE(%rdi)
-        movl    $0, C_QUEUE_DEVICE + 4(%rdi)
-        movw    $1, C_QUEUE_ENABLE(%rdi)
-        movzwl  C_QUEUE_NOTIFY_OFF(%rdi), %eax
-        imul    V_MULT(%rbp), %eax
-        add     V_NOTIFY(%rbp), %rax
-        mov     %rax, %r13
-        movb    $15, C_STATUS(%rdi)
+        VIRTIO_ENABLE
 
         movq    $header, descriptors            /* the header: to read sector 0 */
         movl    $16, descriptors + 8

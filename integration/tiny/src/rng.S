@@ -12,15 +12,8 @@ main:
         ARG     count, 10
         mov     %eax, %r12d
         mov     $record, %ebp
-        mov     $ECAM, %ebx
-1:      cmpl    $0x10441af4, (%rbx)
-        je      2f
-        add     $0x1000, %ebx
-        cmp     $ECAM + 0x100000, %ebx
-        jb      1b
-        FAIL    "rng: no entropy device on bus 0\n"
-
-2:      GATE    VECTOR, got
+        VIRTIO_SEEK 0x10441af4, "rng: no entropy device on bus 0\n"
+        GATE    VECTOR, got
         call    interrupts
         call    virtio_find
         mov     V_TABLE(%rbp), %rdi
@@ -29,41 +22,14 @@ main:
         movl    $VECTOR, 8(%rdi)
         movl    $0, 12(%rdi)
 
-        mov     V_COMMON(%rbp), %rdi
-        movb    $0, C_STATUS(%rdi)
-3:      cmpb    $0, C_STATUS(%rdi)
-        jne     3b
-        movb    $1, C_STATUS(%rdi)
-        movb    $3, C_STATUS(%rdi)
-        movl    $0, C_DRIVER_FEATURE_SELECT(%rdi)
-        movl    $0, C_DRIVER_FEATURE(%rdi)
-        movl    $1, C_DRIVER_FEATURE_SELECT(%rdi)
-        movl    $1, C_DRIVER_FEATURE(%rdi)      /* VIRTIO_F_VERSION_1 */
-        movb    $11, C_STATUS(%rdi)
-        testb   $8, C_STATUS(%rdi)
-        jnz     4f
-        FAIL    "rng: FEATURES_OK refused\n"
-4:      movw    $0, C_QUEUE_SELECT(%rdi)
+        VIRTIO_AGREE "rng: FEATURES_OK refused\n"
+        movw    $0, C_QUEUE_SELECT(%rdi)
         movw    $QUEUE, C_QUEUE_SIZE(%rdi)
         movw    $0, C_QUEUE_VECTOR(%rdi)
         cmpw    $0, C_QUEUE_VECTOR(%rdi)
         je      5f
         FAIL    "rng: no interrupt vector\n"
-5:      mov     $descriptors, %eax
-        mov     %eax, C_QUEUE_DESC(%rdi)
-        movl    $0, C_QUEUE_DESC + 4(%rdi)
-        mov     $available, %eax
-        mov     %eax, C_QUEUE_DRIVER(%rdi)
-        movl    $0, C_QUEUE_DRIVER + 4(%rdi)
-        mov     $used, %eax
-        mov     %eax, C_QUEUE_DEVICE(%rdi)
-        movl    $0, C_QUEUE_DEVICE + 4(%rdi)
-        movw    $1, C_QUEUE_ENABLE(%rdi)
-        movzwl  C_QUEUE_NOTIFY_OFF(%rdi), %eax
-        imul    V_MULT(%rbp), %eax
-        add     V_NOTIFY(%rbp), %rax
-        mov     %rax, %r13
-        movb    $15, C_STATUS(%rdi)
+5:      VIRTIO_ENABLE
 
         movq    $buffer, descriptors
         movl    $16, descriptors + 8

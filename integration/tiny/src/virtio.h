@@ -31,6 +31,67 @@
 /* Where BARs go that are not below 4 GiB yet: 1 MiB a device, 128 KiB a BAR. */
 #define BARS 0xd0000000
 
+/*
+ * RBX = the config space of the first function on bus 0 with this device and vendor
+ * ID; RBP, the record, stays.
+ */
+        .macro  VIRTIO_SEEK id, text:vararg
+        mov     $ECAM, %ebx
+.Lseek\@:
+        cmpl    $\id, (%rbx)
+        je      .Lsought\@
+        add     $0x1000, %ebx
+        cmp     $ECAM + 0x100000, %ebx
+        jb      .Lseek\@
+        FAIL    \text
+.Lsought\@:
+        .endm
+
+/*
+ * Resets the device whose record is at RBP and agrees on VIRTIO_F_VERSION_1 and
+ * nothing else (virtio 1.2 §3.1.1). RDI = its common configuration.
+ */
+        .macro  VIRTIO_AGREE text:vararg
+        mov     V_COMMON(%rbp), %rdi
+        movb    $0, C_STATUS(%rdi)
+.Lreset\@:
+        cmpb    $0, C_STATUS(%rdi)
+        jne     .Lreset\@
+        movb    $1, C_STATUS(%rdi)
+        movb    $3, C_STATUS(%rdi)
+        movl    $0, C_DRIVER_FEATURE_SELECT(%rdi)
+        movl    $0, C_DRIVER_FEATURE(%rdi)
+        movl    $1, C_DRIVER_FEATURE_SELECT(%rdi)
+        movl    $1, C_DRIVER_FEATURE(%rdi)
+        movb    $11, C_STATUS(%rdi)
+        testb   $8, C_STATUS(%rdi)
+        jnz     .Lagreed\@
+        FAIL    \text
+.Lagreed\@:
+        .endm
+
+/*
+ * Enables the queue selected, which lies at descriptors, available and used, and
+ * says DRIVER_OK. RDI is the common configuration; R13 = the queue's doorbell.
+ */
+        .macro  VIRTIO_ENABLE
+        mov     $descriptors, %eax
+        mov     %eax, C_QUEUE_DESC(%rdi)
+        movl    $0, C_QUEUE_DESC + 4(%rdi)
+        mov     $available, %eax
+        mov     %eax, C_QUEUE_DRIVER(%rdi)
+        movl    $0, C_QUEUE_DRIVER + 4(%rdi)
+        mov     $used, %eax
+        mov     %eax, C_QUEUE_DEVICE(%rdi)
+        movl    $0, C_QUEUE_DEVICE + 4(%rdi)
+        movw    $1, C_QUEUE_ENABLE(%rdi)
+        movzwl  C_QUEUE_NOTIFY_OFF(%rdi), %eax
+        imul    V_MULT(%rbp), %eax
+        add     V_NOTIFY(%rbp), %rax
+        mov     %rax, %r13
+        movb    $15, C_STATUS(%rdi)
+        .endm
+
         .section .text
 /*
  * Fills the record at RBP for the function whose config space is at RBX, after
