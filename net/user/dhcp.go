@@ -1,64 +1,80 @@
 package user
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
-	"gvisor.dev/gvisor/pkg/waiter"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"disco/net/frame"
 )
 
 const (
 	dhcpServerPort = 67
 	dhcpClientPort = 68
 	leaseTime      = 24 * time.Hour
+	// ttl of datagrams of our own.
+	ttl = 64
 )
 
-// serveDHCP answers DHCP requests: there is one guest, so one lease for all.
-func (n *Net) serveDHCP() error {
-	var queue waiter.Queue
-	e, err := n.stack.NewEndpoint(udp.ProtocolNumber, ipv4.ProtocolNumber, &queue)
-	if err != nil {
-		return wrap("DHCP", err)
-	}
-	e.SocketOptions().SetBroadcast(true)
-	if err := e.Bind(tcpip.FullAddress{NIC: nic, Port: dhcpServerPort}); err != nil {
-		e.Close()
-		return wrap("DHCP", err)
-	}
-	c := gonet.NewUDPConn(&queue, e)
-	if err := n.keep(c); err != nil {
-		return err
-	}
-	n.spawn(func() {
-		// The client has no address yet, and one that renews hears broadcasts.
-		to := &net.UDPAddr{IP: net.IPv4bcast, Port: dhcpClientPort}
-		var b [MTU]byte
-		for {
-			m, _, err := c.ReadFrom(b[:])
-			if err != nil {
-				return
-			}
-			if answer := answerDHCP(b[:m]); answer != nil {
-				_, _ = c.WriteTo(answer, to)
-			}
-		}
-	})
-	return nil
-}
+var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// answerDHCP is the answer to a request, nil if there is none.
-func answerDHCP(p []byte) []byte {
-	request, err := dhcpv4.FromBytes(p)
-	if err != nil || request.OpCode != dhcpv4.OpcodeBootRequest {
+// dhcpRequest is what a frame has for a DHCP server, nil if nothing. DHCP is
+// answered by the frame, past the netstack, because only the frame says who asks.
+// What is in fragments is for nobody.
+func dhcpRequest(f []byte) []byte {
+	if len(f) < frame.MinLen || binary.BigEndian.Uint16(f[12:]) != uint16(header.IPv4ProtocolNumber) {
 		return nil
 	}
-	if to := request.ServerIdentifier(); to != nil && !to.Equal(ip(Gateway)) {
+	h := header.IPv4(f[frame.MinLen:])
+	if !h.IsValid(len(h)) || h.TransportProtocol() != header.UDPProtocolNumber || h.More() || h.FragmentOffset() != 0 {
+		return nil
+	}
+	u := header.UDP(h.Payload())
+	if len(u) < header.UDPMinimumSize || u.DestinationPort() != dhcpServerPort || int(u.Length()) < header.UDPMinimumSize || int(u.Length()) > len(u) {
+		return nil
+	}
+	return u[header.UDPMinimumSize:u.Length()]
+}
+
+// answerDHCP is the frame that answers a request of the guest with a MAC, nil if
+// there is none.
+func (l *Lan) answerDHCP(p []byte, mac [6]byte) []byte {
+	request, err := dhcpv4.FromBytes(p)
+	if err != nil || request.OpCode != dhcpv4.OpcodeBootRequest || !request.GatewayIPAddr.IsUnspecified() {
+		return nil
+	}
+	// Who asks for another gets nothing, not even to know.
+	if string(request.ClientHWAddr) != string(mac[:]) {
+		return nil
+	}
+	lease, ok := l.Guests.Lease(mac)
+	if !ok {
+		return nil
+	}
+	answer := l.answer(request, &lease)
+	if answer == nil {
+		return nil
+	}
+	if answer.MessageType() == dhcpv4.MessageTypeAck && lease.Given != nil {
+		lease.Given()
+	}
+	// One that has its address may listen to nothing else (RFC 2131 §4.1).
+	to := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	if request.ClientIPAddr.Equal(ip(lease.Address)) {
+		to = lease.Address
+	}
+	return l.datagram(mac, to, answer.ToBytes())
+}
+
+// answer is the answer to a request, nil if there is none.
+func (l *Lan) answer(request *dhcpv4.DHCPv4, lease *Lease) *dhcpv4.DHCPv4 {
+	if to := request.ServerIdentifier(); to != nil && !to.Equal(ip(l.Address)) {
 		return nil
 	}
 	var kind dhcpv4.MessageType
@@ -71,7 +87,7 @@ func answerDHCP(p []byte) []byte {
 		if asked == nil {
 			asked = request.ClientIPAddr
 		}
-		if !asked.Equal(ip(Guest)) {
+		if !asked.Equal(ip(lease.Address)) {
 			kind = dhcpv4.MessageTypeNak
 		}
 	case dhcpv4.MessageTypeInform:
@@ -81,28 +97,55 @@ func answerDHCP(p []byte) []byte {
 	}
 	answer, err := dhcpv4.NewReplyFromRequest(request,
 		dhcpv4.WithMessageType(kind),
-		dhcpv4.WithServerIP(ip(Gateway)),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(ip(Gateway))),
+		dhcpv4.WithServerIP(ip(l.Address)),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(ip(l.Address))),
 	)
-	if err != nil {
-		return nil
+	if err != nil || kind == dhcpv4.MessageTypeNak {
+		return answer
 	}
-	if kind == dhcpv4.MessageTypeNak {
-		return answer.ToBytes()
+	options := []dhcpv4.Option{
+		dhcpv4.OptSubnetMask(net.CIDRMask(l.Network.Bits(), 32)),
+		dhcpv4.OptDNS(ip(l.names)),
+		{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(l.MTU)},
 	}
-	for _, o := range []dhcpv4.Option{
-		dhcpv4.OptSubnetMask(net.CIDRMask(Network.Bits(), 32)),
-		dhcpv4.OptRouter(ip(Gateway)),
-		dhcpv4.OptDNS(ip(DNS)),
-		{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(MTU)},
-	} {
-		answer.UpdateOption(o)
+	if r := l.router(); r.IsValid() {
+		options = append(options, dhcpv4.OptRouter(ip(r)))
+	}
+	if lease.Name != "" {
+		options = append(options, dhcpv4.OptHostName(lease.Name))
+	}
+	if l.Domain != "" {
+		options = append(options, dhcpv4.OptDomainName(l.Domain))
 	}
 	if request.MessageType() != dhcpv4.MessageTypeInform {
-		answer.YourIPAddr = ip(Guest)
-		answer.UpdateOption(dhcpv4.OptIPAddressLeaseTime(leaseTime))
+		answer.YourIPAddr = ip(lease.Address)
+		options = append(options, dhcpv4.OptIPAddressLeaseTime(leaseTime))
 	}
-	return answer.ToBytes()
+	for _, o := range options {
+		answer.UpdateOption(o)
+	}
+	return answer
+}
+
+// datagram is the frame by which a DHCP server's answer goes to a guest.
+func (l *Lan) datagram(mac [6]byte, to netip.Addr, p []byte) []byte {
+	const udpAt = frame.MinLen + header.IPv4MinimumSize
+	f := make([]byte, udpAt+header.UDPMinimumSize+len(p))
+	copy(f[udpAt+header.UDPMinimumSize:], p)
+	header.Ethernet(f).Encode(&header.EthernetFields{
+		SrcAddr: tcpip.LinkAddress(l.MAC[:]), DstAddr: tcpip.LinkAddress(mac[:]), Type: header.IPv4ProtocolNumber,
+	})
+	h := header.IPv4(f[frame.MinLen:])
+	h.Encode(&header.IPv4Fields{
+		TotalLength: uint16(len(h)), TTL: ttl, Protocol: uint8(header.UDPProtocolNumber),
+		SrcAddr: address(l.Address), DstAddr: address(to),
+	})
+	h.SetChecksum(^h.CalculateChecksum())
+	u := header.UDP(f[udpAt:])
+	u.Encode(&header.UDPFields{SrcPort: dhcpServerPort, DstPort: dhcpClientPort, Length: uint16(len(u))})
+	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, address(l.Address), address(to), uint16(len(u)))
+	u.SetChecksum(^u.CalculateChecksum(checksum.Checksum(p, sum)))
+	return f
 }
 
 func ip(a netip.Addr) net.IP { return a.AsSlice() }

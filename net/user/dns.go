@@ -31,10 +31,11 @@ const (
 	dnsIdle = 10 * time.Second
 )
 
-// serveDNS answers name queries: that for the host itself, others by asking the
-// host's name servers, as they come, so that every kind of record passes.
+// serveDNS answers name queries: those for the host itself and for guests; others,
+// where there is a way out, by asking the host's name servers, as they come, so that
+// every kind of record passes.
 func (n *Net) serveDNS() error {
-	at := full(DNS, dnsPort)
+	at := full(n.lan.names, dnsPort)
 	datagrams, err := gonet.DialUDP(n.stack, &at, nil, ipv4.ProtocolNumber)
 	if err != nil {
 		return err
@@ -139,12 +140,15 @@ func (n *Net) answer(ctx context.Context, network string, query []byte) []byte {
 	if err != nil {
 		return reply(head, nil, dnsmessage.RCodeFormatError, nil)
 	}
-	if strings.EqualFold(question.Name.String(), HostName+".") {
-		if question.Type == dnsmessage.TypeA && question.Class == dnsmessage.ClassINET {
-			a := dnsmessage.AResource{A: Gateway.As4()}
-			return reply(head, &question, dnsmessage.RCodeSuccess, &a)
+	if resource, ours := n.lan.resolve(&question); ours {
+		if resource == nil && question.Type == dnsmessage.TypePTR {
+			return reply(head, &question, dnsmessage.RCodeNameError, nil)
 		}
-		return reply(head, &question, dnsmessage.RCodeSuccess, nil)
+		return reply(head, &question, dnsmessage.RCodeSuccess, resource)
+	}
+	if !n.lan.Outside {
+		// Not "no such name": a guest may have another network, whose server knows.
+		return reply(head, &question, dnsmessage.RCodeRefused, nil)
 	}
 	for _, server := range n.servers() {
 		a, err := ask(ctx, network, server, query)
@@ -157,7 +161,7 @@ func (n *Net) answer(ctx context.Context, network string, query []byte) []byte {
 }
 
 // reply makes an answer of our own.
-func reply(query dnsmessage.Header, q *dnsmessage.Question, code dnsmessage.RCode, a *dnsmessage.AResource) []byte {
+func reply(query dnsmessage.Header, q *dnsmessage.Question, code dnsmessage.RCode, a dnsmessage.ResourceBody) []byte {
 	m := dnsmessage.Message{Header: dnsmessage.Header{
 		ID: query.ID, Response: true, OpCode: query.OpCode,
 		RecursionDesired: query.RecursionDesired, RecursionAvailable: true, RCode: code,
@@ -166,7 +170,7 @@ func reply(query dnsmessage.Header, q *dnsmessage.Question, code dnsmessage.RCod
 		m.Questions = []dnsmessage.Question{*q}
 	}
 	if a != nil {
-		h := dnsmessage.ResourceHeader{Name: q.Name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET, TTL: 60}
+		h := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: dnsmessage.ClassINET, TTL: 60}
 		m.Answers = []dnsmessage.Resource{{Header: h, Body: a}}
 	}
 	p, err := m.Pack()

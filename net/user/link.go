@@ -15,9 +15,6 @@ import (
 	"disco/net/frame"
 )
 
-// gatewayMAC is the one neighbour's address that the guest sees.
-const gatewayMAC = tcpip.LinkAddress("\x52\x55\x0a\x00\x02\x02")
-
 // The bounds on frames that wait for the guest.
 const (
 	maxWaiting      = 1024
@@ -29,9 +26,11 @@ var (
 	errShort       = errors.New("the frame is too short")
 )
 
-// link is the cable between the guest and the netstack, which sees it as a
+// link is the cable between the guests and the netstack, which sees it as a
 // stack.LinkEndpoint.
 type link struct {
+	lan *Lan // the Net's
+
 	mu          sync.Mutex
 	dispatcher  stack.NetworkDispatcher
 	accept      frame.Offloads
@@ -49,8 +48,8 @@ var (
 	_ stack.GSOEndpoint  = (*link)(nil)
 )
 
-func newLink() *link {
-	l := &link{}
+func newLink(lan *Lan) *link {
+	l := &link{lan: lan}
 	l.ready = sync.NewCond(&l.mu)
 	return l
 }
@@ -95,17 +94,32 @@ func (l *link) WritePackets(packets stack.PacketBufferList) (int, tcpip.Error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range packets.AsSlice() {
-		size := p.Size()
-		if l.count == maxWaiting || l.bytes+size > maxWaitingBytes || !l.carries(p) {
-			l.dropped.Add(1)
-			continue
-		}
-		l.waiting[(l.first+l.count)%maxWaiting] = p.IncRef()
-		l.count++
-		l.bytes += size
+		l.push(p)
 	}
 	l.ready.Signal()
 	return packets.Len(), nil
+}
+
+// push lets a packet wait, or drops it. l.mu is held.
+func (l *link) push(p *stack.PacketBuffer) {
+	size := p.Size()
+	if l.count == maxWaiting || l.bytes+size > maxWaitingBytes || !l.carries(p) {
+		l.dropped.Add(1)
+		return
+	}
+	l.waiting[(l.first+l.count)%maxWaiting] = p.IncRef()
+	l.count++
+	l.bytes += size
+}
+
+// send lets a frame of our own wait for the guests.
+func (l *link) send(frame []byte) {
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(frame)})
+	defer p.DecRef()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.push(p)
+	l.ready.Signal()
 }
 
 // carries says whether the guest takes the offloads of p: a connection outlives
@@ -202,7 +216,20 @@ func (l *link) write(bufs [][]byte) error {
 	l.mu.Lock()
 	d := l.dispatcher
 	l.mu.Unlock()
-	protocol, ok := wanted(v.AsSlice())
+	f := v.AsSlice()
+	// A switch floods what it knows no place for.
+	if to := [6]byte(f); to != l.lan.MAC && to != broadcastMAC {
+		v.Release()
+		return nil
+	}
+	if p := dhcpRequest(f); p != nil {
+		if a := l.lan.answerDHCP(p, [6]byte(f[6:])); a != nil {
+			l.send(a)
+		}
+		v.Release()
+		return nil
+	}
+	protocol, ok := l.lan.wanted(f)
 	if !ok || d == nil {
 		v.Release()
 		return nil
@@ -215,9 +242,10 @@ func (l *link) write(bufs [][]byte) error {
 	return nil
 }
 
-// wanted says what a frame from the guest is, and whether the netstack should
-// see it. It answers to every address, so what it must not answer for ends here.
-func wanted(f []byte) (tcpip.NetworkProtocolNumber, bool) {
+// wanted says what a frame from a guest is, and whether the netstack should
+// see it. A way out answers to every address, so what it must not answer for ends
+// here.
+func (l *Lan) wanted(f []byte) (tcpip.NetworkProtocolNumber, bool) {
 	protocol := tcpip.NetworkProtocolNumber(binary.BigEndian.Uint16(f[12:]))
 	p := f[frame.MinLen:]
 	switch protocol {
@@ -226,20 +254,19 @@ func wanted(f []byte) (tcpip.NetworkProtocolNumber, bool) {
 		if len(p) < header.ARPSize || !h.IsValid() {
 			return 0, false
 		}
-		asked := netip.AddrFrom4([4]byte(h.ProtocolAddressTarget()))
-		return protocol, h.Op() == header.ARPReply || asked == Gateway || asked == DNS
+		return protocol, h.Op() == header.ARPReply || l.is(h.ProtocolAddressTarget())
 	case header.IPv4ProtocolNumber:
-		if len(p) < header.IPv4MinimumSize {
+		if len(p) < header.IPv4MinimumSize || [6]byte(f) != l.MAC {
 			return 0, false
 		}
 		h := header.IPv4(p)
-		to := netip.AddrFrom4(h.DestinationAddress().As4())
+		to := h.DestinationAddressSlice()
 		switch h.TransportProtocol() {
 		case header.TCPProtocolNumber, header.UDPProtocolNumber:
 			// What target refuses is told so, rather than left to wait.
-			return protocol, !to.IsMulticast()
+			return protocol, l.is(to) || l.Outside && !netip.AddrFrom4([4]byte(to)).IsMulticast()
 		case header.ICMPv4ProtocolNumber:
-			return protocol, to == Gateway || to == DNS
+			return protocol, l.is(to)
 		}
 	}
 	return 0, false
@@ -250,7 +277,7 @@ func wanted(f []byte) (tcpip.NetworkProtocolNumber, bool) {
 func (l *link) AddHeader(p *stack.PacketBuffer) {
 	eth := header.Ethernet(p.LinkHeader().Push(header.EthernetMinimumSize))
 	eth.Encode(&header.EthernetFields{
-		SrcAddr: gatewayMAC,
+		SrcAddr: l.LinkAddress(),
 		DstAddr: p.EgressRoute.RemoteLinkAddress,
 		Type:    p.NetworkProtocolNumber,
 	})
@@ -286,7 +313,7 @@ func (l *link) GSOMaxSize() uint32                      { return 65535 }
 func (l *link) MTU() uint32                             { return MTU }
 func (l *link) SetMTU(uint32)                           {}
 func (l *link) MaxHeaderLength() uint16                 { return header.EthernetMinimumSize }
-func (l *link) LinkAddress() tcpip.LinkAddress          { return gatewayMAC }
+func (l *link) LinkAddress() tcpip.LinkAddress          { return tcpip.LinkAddress(l.lan.MAC[:]) }
 func (l *link) SetLinkAddress(tcpip.LinkAddress)        {}
 func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
 func (l *link) ParseHeader(*stack.PacketBuffer) bool    { return true }

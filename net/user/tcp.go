@@ -30,7 +30,7 @@ func (n *Net) connect(r *tcp.ForwarderRequest) {
 	}
 	defer n.work.Done()
 	id := r.ID()
-	to, ok := target(netip.AddrFrom4(id.LocalAddress.As4()))
+	to, ok := n.lan.target(netip.AddrFrom4(id.LocalAddress.As4()))
 	if !ok || !n.conns.take() {
 		r.Complete(true)
 		return

@@ -84,7 +84,7 @@ func (p *payload) Read(b []byte) (int, error) {
 // flow begins a flow that the guest asks for, and says whether it could.
 func (n *Net) flow(r *udp.ForwarderRequest) bool {
 	id := r.ID()
-	to, ok := target(netip.AddrFrom4(id.LocalAddress.As4()))
+	to, ok := n.lan.target(netip.AddrFrom4(id.LocalAddress.As4()))
 	if !ok || !n.flows.take() {
 		return ok
 	}

@@ -26,9 +26,15 @@
 // network cannot be closed, whose flows have no bound, and whose imports alone
 // take 10 MB of memory; netstack itself takes 3.
 //
-// Not done here: IPv6, ICMP beyond answers to pings of 10.0.2.2 and 10.0.2.3,
-// more than one guest (two networks of one guest do not know of each other, and
-// have the same addresses), names from the host's /etc/hosts.
+// Two networks of one guest do not know of each other, and have the same addresses.
+//
+// With [Config.Lan] it is instead one station of a network of several guests, which
+// has the addresses that its owner likes: it gives each guest the address that is
+// the guest's and answers for their names, by name and by address, and whether it
+// is a way out as well is the owner's choice.
+//
+// Not done here: IPv6, ICMP beyond answers to pings of its own addresses, names from
+// the host's /etc/hosts; which guests a Lan has (package net/lan).
 package user
 
 import (
@@ -72,8 +78,10 @@ var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
 // Config says what network to make.
 type Config struct {
-	// Forwards are the ways in.
+	// Forwards are the ways in. A Lan has none.
 	Forwards []Forward
+	// Lan is a network of several guests; nil for one of one guest.
+	Lan *Lan
 	// Log takes what goes wrong with single connections, at the debug level;
 	// nil for slog's default.
 	Log *slog.Logger
@@ -82,10 +90,11 @@ type Config struct {
 	servers func() []string
 }
 
-// Net is a network with one guest on it. ReadFrame and WriteFrame are for one
+// Net is a network, as one end of the cable that the guest is at, or a Lan's station. ReadFrame and WriteFrame are for one
 // goroutine each; the other methods may be called at any time.
 type Net struct {
 	log     *slog.Logger
+	lan     Lan
 	servers func() []string // to ask for names
 	stack   *stack.Stack
 	link    *link
@@ -134,15 +143,26 @@ func New(c Config) (*Net, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	lan := one
+	if c.Lan != nil {
+		lan = *c.Lan
+		if len(c.Forwards) > 0 {
+			return nil, errors.New("user network: a network of several guests forwards no ports")
+		}
+		if err := lan.check(); err != nil {
+			return nil, fmt.Errorf("user network: %w", err)
+		}
+	}
 	if c.servers == nil {
 		c.servers = func() []string { return nameServers("/etc/resolv.conf") }
 	}
 	quiet()
 	n := &Net{
-		log: c.Log, servers: c.servers, link: newLink(),
+		log: c.Log, lan: lan, servers: c.servers,
 		open:  map[io.Closer]struct{}{},
 		conns: make(slots, maxConns), flows: make(slots, maxFlows), queries: make(slots, maxQueries),
 	}
+	n.link = newLink(&n.lan)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
@@ -165,40 +185,38 @@ func (n *Net) begin(forwards []Forward) error {
 	if err := n.configure(); err != nil {
 		return err
 	}
-	n.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(n.stack, 0, maxDials, n.connect).HandlePacket)
-	n.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(n.stack, n.flow).HandlePacket)
-	if err := n.serveDHCP(); err != nil {
-		return err
+	if n.lan.Outside {
+		n.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(n.stack, 0, maxDials, n.connect).HandlePacket)
+		n.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(n.stack, n.flow).HandlePacket)
 	}
 	return n.serveDNS()
 }
 
-// configure gives the netstack its link and addresses. It takes packets for any
-// address and answers from it, as it stands in for all the world.
+// configure gives the netstack its link and addresses. The way out takes packets for
+// any address and answers from it, as it stands in for all the world.
 func (n *Net) configure() error {
 	s := n.stack
 	if err := s.CreateNIC(nic, n.link); err != nil {
 		return wrap("interface", err)
 	}
-	for _, a := range []netip.Addr{Gateway, DNS} {
+	for _, a := range n.lan.own() {
 		p := tcpip.ProtocolAddress{
 			Protocol:          ipv4.ProtocolNumber,
-			AddressWithPrefix: tcpip.AddressWithPrefix{Address: address(a), PrefixLen: Network.Bits()},
+			AddressWithPrefix: tcpip.AddressWithPrefix{Address: address(a), PrefixLen: n.lan.Network.Bits()},
 		}
 		if err := s.AddProtocolAddress(nic, p, stack.AddressProperties{}); err != nil {
 			return wrap("address "+a.String(), err)
 		}
 	}
-	if err := s.SetSpoofing(nic, true); err != nil {
-		return wrap("spoofing", err)
+	if n.lan.Outside {
+		if err := s.SetSpoofing(nic, true); err != nil {
+			return wrap("spoofing", err)
+		}
+		if err := s.SetPromiscuousMode(nic, true); err != nil {
+			return wrap("promiscuous mode", err)
+		}
 	}
-	if err := s.SetPromiscuousMode(nic, true); err != nil {
-		return wrap("promiscuous mode", err)
-	}
-	subnet, err := tcpip.NewSubnet(address(Network.Addr()), tcpip.MaskFromBytes([]byte{255, 255, 255, 0}))
-	if err != nil {
-		return err
-	}
+	subnet := tcpip.AddressWithPrefix{Address: address(n.lan.Network.Masked().Addr()), PrefixLen: n.lan.Network.Bits()}.Subnet()
 	s.SetRouteTable([]tcpip.Route{{Destination: subnet, NIC: nic}})
 
 	// Buffers hold what the guest or the host is slow to take: enough for
@@ -321,12 +339,12 @@ func (n *Net) WriteFrame(_ int, bufs [][]byte) error { return n.link.write(bufs)
 // Dropped counts frames for the guest that it was too slow to take.
 func (n *Net) Dropped() uint64 { return n.link.dropped.Load() }
 
-// target is where the guest's traffic to an address goes, if anywhere.
-func target(a netip.Addr) (netip.Addr, bool) {
+// target is where a guest's traffic to an address goes, if anywhere.
+func (l *Lan) target(a netip.Addr) (netip.Addr, bool) {
 	switch {
-	case a == Gateway:
+	case a == l.Address:
 		return loopback, true
-	case Network.Contains(a), a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(),
+	case l.Network.Contains(a), a.IsLoopback(), a.IsUnspecified(), a.IsMulticast(),
 		a.IsLinkLocalUnicast(), a.As4()[0] >= 240:
 		return netip.Addr{}, false
 	}

@@ -40,6 +40,9 @@ import (
 
 const guestMAC = "\x02\x00\x00\x00\x00\x01"
 
+// gatewayMAC is the one neighbour that the guest of a network of its own sees.
+const gatewayMAC = "\x52\x55\x0a\x00\x02\x02"
+
 func newNet(t testing.TB, c Config) *Net {
 	t.Helper()
 	if c.Log == nil {
@@ -266,7 +269,7 @@ func TestTarget(t *testing.T) {
 		{"240.0.0.1", ""},
 		{"255.255.255.255", ""},
 	} {
-		to, ok := target(netip.MustParseAddr(c.from))
+		to, ok := one.target(netip.MustParseAddr(c.from))
 		if got := to.String(); ok != (c.to != "") || ok && got != c.to {
 			t.Errorf("%s goes to %s, %v; want %q", c.from, got, ok, c.to)
 		}
@@ -480,7 +483,7 @@ func TestARP(t *testing.T) {
 			continue
 		}
 		a := header.ARP(f[frame.MinLen:])
-		if string(f[:6]) != guestMAC || a.Op() != header.ARPReply || string(a.HardwareAddressSender()) != string(gatewayMAC) ||
+		if string(f[:6]) != guestMAC || a.Op() != header.ARPReply || string(a.HardwareAddressSender()) != gatewayMAC ||
 			!bytes.Equal(a.ProtocolAddressSender(), c.asked.AsSlice()) {
 			t.Errorf("who has %v: % x", c.asked, f)
 		}
@@ -516,7 +519,7 @@ func TestDHCP(t *testing.T) {
 		if f == nil {
 			t.Fatalf("no answer to %v", m.MessageType())
 		}
-		if string(f[:6]) != toAll {
+		if string(f[:6]) != guestMAC {
 			t.Errorf("the answer to %v goes to % x", m.MessageType(), f[:6])
 		}
 		u := header.UDP(f[frame.MinLen+header.IPv4MinimumSize:])
@@ -556,12 +559,12 @@ func TestDHCP(t *testing.T) {
 	for name, p := range map[string][]byte{
 		"nothing": nil, "garbage": bytes.Repeat([]byte{7}, 300), "our own offer": offer.ToBytes(),
 	} {
-		if a := answerDHCP(p); a != nil {
+		if a := one.answerDHCP(p, [6]byte(mac)); a != nil {
 			t.Errorf("%s is answered", name)
 		}
 	}
 	request.UpdateOption(dhcpv4.OptServerIdentifier(net.IPv4(10, 0, 2, 99)))
-	if a := answerDHCP(request.ToBytes()); a != nil {
+	if a := one.answerDHCP(request.ToBytes(), [6]byte(mac)); a != nil {
 		t.Error("a request to another server is answered")
 	}
 }
@@ -576,7 +579,7 @@ func TestPing(t *testing.T) {
 		p := header.ICMPv4(make([]byte, 16))
 		p.SetType(header.ICMPv4Echo)
 		p.SetChecksum(header.ICMPv4Checksum(p, 0))
-		send(t, n, string(gatewayMAC), header.IPv4ProtocolNumber, ipv4Packet(Guest, c.to, header.ICMPv4ProtocolNumber, p))
+		send(t, n, gatewayMAC, header.IPv4ProtocolNumber, ipv4Packet(Guest, c.to, header.ICMPv4ProtocolNumber, p))
 		wait := 50 * time.Millisecond
 		if c.answer {
 			wait = 10 * time.Second
@@ -765,7 +768,7 @@ func TestBoundOnFramesWaiting(t *testing.T) {
 	p.SetChecksum(header.ICMPv4Checksum(p, 0))
 	packet := ipv4Packet(Guest, Gateway, header.ICMPv4ProtocolNumber, p)
 	for range maxWaiting + 100 {
-		send(t, n, string(gatewayMAC), header.IPv4ProtocolNumber, packet)
+		send(t, n, gatewayMAC, header.IPv4ProtocolNumber, packet)
 	}
 	if n.link.count > maxWaiting || n.Dropped() == 0 {
 		t.Errorf("%d frames wait, %d were dropped", n.link.count, n.Dropped())
