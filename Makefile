@@ -109,7 +109,7 @@ fuzz: tiny ## run every fuzz target, FUZZTIME each
 .PHONY: guest
 guest: ## fetch the default guest's kernel and build its initrd
 	@scripts/debian guest
-	@if [ -e build/guest/fetched ]; then $(MAKE) -s build/guest/initrd.img build/guest/numa.img build/guest/storage.img; fi
+	@if [ -e build/guest/fetched ]; then $(MAKE) -s build/guest/initrd.img build/guest/numa.img build/guest/storage.img build/guest/peer.img build/guest/data.img; fi
 
 build/guest/initrd.img: build/guest/fetched integration/guest/mkinitrd/udhcpc.sh $(shell find integration/guest integration/initramfs -name '*.go')
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/init ./integration/guest/init
@@ -124,6 +124,14 @@ build/guest/numa.img: build/guest/fetched $(shell find integration/guest/numa in
 build/guest/storage.img: build/guest/fetched $(shell find integration/guest/storage integration/guest/mkinitrd integration/initramfs -name '*.go')
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/storage ./integration/guest/storage
 	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/storage -drivers virtio_pci,virtio_mmio,virtio_blk -modules build/guest/modules
+
+# The guests of the benchmark of networks and of the test of NFS, and their disk.
+build/guest/peer.img: build/guest/fetched $(shell find integration/guest/peer integration/guest/solo integration/guest/mkinitrd integration/initramfs integration/guest/guest.go -name '*.go')
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/peer ./integration/guest/peer
+	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/peer -drivers virtio_pci,virtio_mmio,virtio_blk,virtio_net,nfsd,nfsv4,virtiofs -modules build/guest/modules
+
+build/guest/data.img: $(wildcard integration/guest/mkdata/*.go) integration/guest/guest.go
+	@go run ./integration/guest/mkdata -o $@
 
 .PHONY: stress
 stress: guest ## fetch stress-ng and build an initrd with it
@@ -170,7 +178,7 @@ build/tools/staticcheck:
 
 .PHONY: clean
 clean: ## remove what was built, but not what was fetched
-	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img build/guest/numa build/guest/numa.img build/guest/storage build/guest/storage.img build/guest/stress.img $(TINY_ELFS)
+	@rm -rf bin build/test build/tools build/guest/init build/guest/initrd.img build/guest/numa build/guest/numa.img build/guest/storage build/guest/storage.img build/guest/peer build/guest/peer.img build/guest/data.img build/guest/stress.img $(TINY_ELFS)
 
 .PHONY: distclean
 distclean: clean ## remove what was fetched, too

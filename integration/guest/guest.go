@@ -94,14 +94,22 @@ func Pattern(p []byte, seed uint32, sector uint64) {
 	for len(p) >= SectorSize {
 		x := sector<<32 | uint64(seed)
 		for i := 0; i < SectorSize; i += 8 {
-			// The finalizer of splitmix64 (Steele et al., OOPSLA'14).
-			x += 0x9e3779b97f4a7c15
-			z := x
-			z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-			z = (z ^ z>>27) * 0x94d049bb133111eb
-			binary.LittleEndian.PutUint64(p[i:], z^z>>31)
+			x += weyl
+			binary.LittleEndian.PutUint64(p[i:], mix(x))
 		}
 		p = p[SectorSize:]
 		sector++
 	}
+}
+
+// Word is the first of the eight-byte words of a sector of Pattern.
+func Word(seed uint32, sector uint64) uint64 { return mix((sector<<32 | uint64(seed)) + weyl) }
+
+const weyl = 0x9e3779b97f4a7c15
+
+// mix is the finalizer of splitmix64 (Steele et al., OOPSLA'14).
+func mix(z uint64) uint64 {
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
 }

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 )
 
@@ -24,5 +25,10 @@ func TestPatternTellsSectorsApart(t *testing.T) {
 	Pattern(part, PatternGuest, 5)
 	if bytes.Equal(part, disk[5*SectorSize:7*SectorSize]) {
 		t.Error("two seeds give one pattern")
+	}
+	for sector := range uint64(64) {
+		if got, want := Word(PatternHost, sector), binary.LittleEndian.Uint64(disk[sector*SectorSize:]); got != want {
+			t.Errorf("sector %d begins with %#x, not %#x", sector, want, got)
+		}
 	}
 }

@@ -18,7 +18,7 @@ var moduleFolders = []struct {
 }{
 	{portModules, []string{"virtio_pci", "virtio_console"}},
 	{rootModules, []string{"9pnet_virtio", "9p", "overlay", "virtio_net"}},
-	{restModules, []string{"kvm_amd", "tun", "bridge"}},
+	{restModules, []string{"kvm_amd", "tun", "bridge", "vhost_net"}},
 }
 
 // makeInitrd returns the lab's initramfs: the init, and the modules. No folder names
