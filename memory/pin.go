@@ -4,7 +4,7 @@ import "disco/memory/arena"
 
 // Pin appends to dst the pieces of the monitor's mapping that hold the n bytes
 // at a, in order, and keeps them valid until Unpin is called with the same a, n
-// and acc. With Write the pages become Private, and stay so: they are not
+// and acc. With Write or Overwrite the pages become Private, and stay so: they are not
 // copied or shared until then, though they may migrate, which changes no
 // address. With Read a page that is shared while it is pinned, which only a guest
 // does that reads and writes it at once, has any bytes for the device until then.
@@ -16,8 +16,8 @@ func (s *Space) Pin(dst [][]byte, a GPA, n int, acc Access) ([][]byte, error) {
 	if err != nil {
 		return dst, err
 	}
-	if acc == Write {
-		if err := s.pinWrite(a, n); err != nil {
+	if acc != Read {
+		if err := s.pinWrite(a, n, acc); err != nil {
 			return dst, err
 		}
 	} else if err := s.show(a, n); err != nil {
@@ -32,7 +32,7 @@ func (s *Space) Unpin(a GPA, n int, acc Access) {
 	if s.pins.Add(-1) < 0 {
 		panic("memory: Unpin without Pin")
 	}
-	if acc == Write {
+	if acc != Read {
 		s.unpinWrite(a, n)
 	}
 }
@@ -48,9 +48,14 @@ func pages(a GPA, n int) (p, end PPN) {
 	return PPN(a / arena.PageSize), PPN((a+GPA(n)-1)/arena.PageSize) + 1
 }
 
-func (s *Space) pinWrite(a GPA, n int) error {
+func (s *Space) pinWrite(a GPA, n int, acc Access) error {
 	if s.words == nil {
 		return nil
+	}
+	if acc == Overwrite && s.opt.Sharing {
+		if err := s.discard(a, n); err != nil {
+			return err
+		}
 	}
 	first, end := pages(a, n)
 	for p := first; p < end; p++ {

@@ -161,7 +161,23 @@ func (s *Space) CanShare() bool { return s.words != nil }
 // It returns ErrPinned if a device writes one of the pages, or ErrBudget, and
 // other errors when the host refuses. In any case the caller then writes the
 // bytes, to all of r's pages again.
-func (s *Space) Share(p PPN, r Run) error {
+func (s *Space) Share(p PPN, r Run) error { return s.shareAs(word(Shared), p, r) }
+
+// Receive is Share for what comes from another guest: of Stats it counts in those
+// of received pages, too.
+func (s *Space) Receive(p PPN, r Run) error {
+	if err := s.shareAs(word(Shared)|received, p, r); err != nil {
+		return err
+	}
+	s.counters.received.Add(uint64(r.N))
+	return nil
+}
+
+// ReceivedCopied is how many pages that Receive shared had to be copied, because
+// the guest or a device wrote to them, since the Space was made.
+func (s *Space) ReceivedCopied() uint64 { return s.counters.receivedCopied.Load() }
+
+func (s *Space) shareAs(w word, p PPN, r Run) error {
 	if s.words == nil {
 		return ErrNotTracked
 	}
@@ -178,7 +194,7 @@ func (s *Space) Share(p PPN, r Run) error {
 	}
 	first := uint32(k+1)<<frameBits | uint32(r.Page)
 	return s.eachBlock(p, r.N, func(q PPN, n int) error {
-		if err := s.share(q, first+uint32(q-p), n); err != nil {
+		if err := s.share(q, first+uint32(q-p), n, w); err != nil {
 			return err
 		}
 		s.counters.shared.Add(uint64(n))
@@ -188,7 +204,7 @@ func (s *Space) Share(p PPN, r Run) error {
 }
 
 // share does it for pages of one block, which is locked.
-func (s *Space) share(p PPN, frame uint32, n int) error {
+func (s *Space) share(p PPN, frame uint32, n int, w word) error {
 	private, err := s.claimAll(p, n)
 	if err != nil {
 		return err
@@ -221,7 +237,7 @@ func (s *Space) share(p PPN, frame uint32, n int) error {
 		}
 		s.setFrame(q, frame+uint32(q-p))
 	})
-	s.settle(p, n, word(Shared))
+	s.settle(p, n, w)
 	return nil
 }
 
@@ -288,6 +304,22 @@ func (s *Space) unshare(p PPN, n int) error {
 		}
 		i += m
 	}
+	if err := s.unmapShared(p, n); err != nil {
+		return err
+	}
+	for q := p; q < p+PPN(n); q++ {
+		if s.word(q)&received != 0 {
+			s.counters.receivedCopied.Add(1)
+		}
+	}
+	s.block(p).broken.Add(uint32(n))
+	s.counters.unshared.Add(uint64(n))
+	s.counters.copied.Add(uint64(n) * arena.PageSize)
+	return nil
+}
+
+// unmapShared maps Home where Shared pages of one block were; it is locked.
+func (s *Space) unmapShared(p PPN, n int) error {
 	if err := s.hide(p, n); err != nil {
 		return err
 	}
@@ -295,9 +327,39 @@ func (s *Space) unshare(p PPN, n int) error {
 		return err
 	}
 	s.remapped(p, n, 0, func(q PPN) { s.setFrame(q, 0) })
-	s.block(p).broken.Add(uint32(n))
-	s.counters.unshared.Add(uint64(n))
-	s.counters.copied.Add(uint64(n) * arena.PageSize)
+	return nil
+}
+
+// discard makes the Shared pages that lie wholly in the n bytes at a Private and
+// empty: nobody needs what they hold.
+func (s *Space) discard(a GPA, n int) error {
+	p, end := PPN((a+arena.PageSize-1)/arena.PageSize), PPN((a+GPA(n))/arena.PageSize)
+	for ; p < end; p++ {
+		if s.word(p).state() != Shared {
+			continue
+		}
+		if err := s.eachBlock(p, chunk(p, int(end-p)), s.discardRun); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Space) discardRun(p PPN, n int) error {
+	for q, end := p, p+PPN(n); q < end; {
+		first := q
+		for q < end && s.word(q).state() == Shared {
+			q++
+		}
+		if q == first {
+			q++
+			continue
+		}
+		if err := s.unmapShared(first, int(q-first)); err != nil {
+			return err
+		}
+		s.settle(first, int(q-first), word(Private))
+	}
 	return nil
 }
 
@@ -345,7 +407,9 @@ func (s *Space) showRun(p PPN, n int) error {
 			return errors.Join(err, s.home.Prune(uint64(q), m))
 		}
 		s.remapped(q, m, 2, func(q PPN) { s.block(q).frames.shown[q%blockPages/64] |= 1 << (q % 64) })
-		s.settle(q, m, word(Shared)|grafted)
+		for i := range PPN(m) {
+			s.settle(q+i, 1, s.word(q+i)|grafted)
+		}
 	}
 	return nil
 }

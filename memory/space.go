@@ -88,6 +88,9 @@ const (
 	Read Access = iota
 	// Write is a device that writes guest memory (a disk read, a frame received).
 	Write
+	// Overwrite is Write by a device that has no need of what is there: pages that
+	// are pinned whole need not keep it, and what it does not write may be zeros.
+	Overwrite
 )
 
 // Range is a piece of guest-physical address space.
@@ -358,7 +361,7 @@ func (s *Space) WriteAt(p []byte, a GPA) error {
 	if err != nil {
 		return err
 	}
-	if err := s.pinWrite(a, len(p)); err != nil {
+	if err := s.pinWrite(a, len(p), Write); err != nil {
 		return err
 	}
 	copy(b, p)

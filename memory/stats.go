@@ -10,6 +10,7 @@ import (
 type counters struct {
 	migrated, replicated, collapsed            atomic.Uint64
 	shared, runs, unshared                     atomic.Uint64
+	received, receivedCopied                   atomic.Uint64
 	sharedNow                                  atomic.Int64
 	guardFaults, collapseFaults                atomic.Uint64
 	sampleFaults, aroundFaults, leftoverFaults atomic.Uint64
@@ -27,6 +28,10 @@ type Stats struct {
 	SharedRuns uint64 `json:"sharedRuns"`
 	// Unshared counts those of Collapsed that were Shared.
 	Unshared uint64 `json:"unshared"`
+	// Received counts those of Shared that came from other guests, ReceivedCopied
+	// those of these that were written to and so copied.
+	Received       uint64 `json:"received"`
+	ReceivedCopied uint64 `json:"receivedCopied"`
 	// SharedPages are those that there are now.
 	SharedPages uint64 `json:"sharedPages"`
 	// Replicas there are now, by View.
@@ -68,6 +73,7 @@ func (s *Space) Stats() Stats {
 		SharedRuns: c.runs.Load(), Unshared: c.unshared.Load(), SharedPages: uint64(max(0, c.sharedNow.Load())),
 		SampleFaults: c.sampleFaults.Load(), AroundFaults: c.aroundFaults.Load(),
 		GuardFaults: c.guardFaults.Load(), CollapseFaults: c.collapseFaults.Load(), LeftoverFaults: c.leftoverFaults.Load(),
+		Received: c.received.Load(), ReceivedCopied: c.receivedCopied.Load(),
 		BytesCopied: c.copied.Load(), Failed: c.failed.Load(), PinsHeld: uint64(s.Pins()),
 	}
 	if s.words != nil {

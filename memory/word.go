@@ -30,6 +30,7 @@ const (
 	stateMask = word(3)
 	busy      = word(1 << 2)
 	grafted   = word(1 << 3) // a Shared page that the monitor's mapping shows
+	received  = word(1 << 4) // a Shared page that Receive shared
 	copyShift = 8
 	copyMask  = word(1<<MaxViews-1) << copyShift
 	onePin    = word(1 << 32)

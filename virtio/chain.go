@@ -19,9 +19,13 @@ type Chain struct {
 	// Room, of a chain that was taken by NextRoom, are those buffers in place of
 	// Writable: guest memory, but not pinned.
 	Room []Buffer
+	// Loans, of a chain that was taken by NextLoan, are in place of Readable. They
+	// are given back by Queue.Done.
+	Loans []memory.Loan
 
 	space    *memory.Space
 	roomy    bool // from NextRoom
+	lent     bool // from NextLoan
 	head     uint16
 	taken    bool     // from Next to Done
 	segments [][]byte // behind Readable, then Writable
@@ -39,11 +43,21 @@ type Buffer struct {
 // Claim pins a part of Room to be written, until Queue.Done, and appends its
 // bytes to dst. It does not allocate when dst has room.
 func (c *Chain) Claim(dst [][]byte, b Buffer) ([][]byte, error) {
-	dst, err := c.space.Pin(dst, b.Addr, b.Len, memory.Write)
+	return c.claim(dst, b, memory.Write)
+}
+
+// Replace is Claim for a device that has no need of what the part holds, and of
+// which it may leave any bytes as zeros.
+func (c *Chain) Replace(dst [][]byte, b Buffer) ([][]byte, error) {
+	return c.claim(dst, b, memory.Overwrite)
+}
+
+func (c *Chain) claim(dst [][]byte, b Buffer, acc memory.Access) ([][]byte, error) {
+	dst, err := c.space.Pin(dst, b.Addr, b.Len, acc)
 	if err != nil {
 		return dst, fmt.Errorf("buffer %#x+%#x: %w", uint64(b.Addr), b.Len, err)
 	}
-	c.pins = append(c.pins, pin{b.Addr, b.Len, memory.Write})
+	c.pins = append(c.pins, pin{b.Addr, b.Len, acc})
 	return dst, nil
 }
 
@@ -70,6 +84,14 @@ func (c *Chain) add(d descriptor) error {
 		c.Room = append(c.Room, Buffer{d.addr, int(d.len)})
 		return nil
 	}
+	if acc == memory.Read && c.lent {
+		loans, err := c.space.Borrow(c.Loans, d.addr, int(d.len))
+		if err != nil {
+			return fmt.Errorf("buffer %#x+%#x: %w", uint64(d.addr), d.len, err)
+		}
+		c.Loans = loans
+		return nil
+	}
 	segments, err := c.space.Pin(c.segments, d.addr, int(d.len), acc)
 	if err != nil {
 		return fmt.Errorf("buffer %#x+%#x: %w", uint64(d.addr), d.len, err)
@@ -87,7 +109,10 @@ func (c *Chain) clear() {
 	for _, p := range c.pins {
 		c.space.Unpin(p.addr, p.n, p.acc)
 	}
-	*c = Chain{segments: c.segments[:0], pins: c.pins[:0], Room: c.Room[:0]}
+	for _, l := range c.Loans {
+		c.space.Return(l)
+	}
+	*c = Chain{segments: c.segments[:0], pins: c.pins[:0], Room: c.Room[:0], Loans: c.Loans[:0]}
 }
 
 type pin struct {

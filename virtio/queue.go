@@ -135,14 +135,18 @@ func (q *Queue) Size() uint16 { return q.size }
 // when the device is stopping. If the driver broke the ring, the device stops
 // (NEEDS_RESET) and Next returns false from then on. Every chain taken must be
 // given back with Done, also after Stop began.
-func (q *Queue) Next(c *Chain) bool { return q.nextChain(c, false) }
+func (q *Queue) Next(c *Chain) bool { return q.nextChain(c, false, false) }
 
 // NextRoom is Next for a device that need not write all that it fills: the
 // writable buffers are in Chain.Room, for the device to share pages with, or to
 // Claim.
-func (q *Queue) NextRoom(c *Chain) bool { return q.nextChain(c, true) }
+func (q *Queue) NextRoom(c *Chain) bool { return q.nextChain(c, true, false) }
 
-func (q *Queue) nextChain(c *Chain, roomy bool) bool {
+// NextLoan is Next for a device that only reads, and can do with memory that
+// others have too: the readable buffers are in Chain.Loans, the others in Room.
+func (q *Queue) NextLoan(c *Chain) bool { return q.nextChain(c, true, true) }
+
+func (q *Queue) nextChain(c *Chain, roomy, lent bool) bool {
 	if c.taken {
 		panic("virtio: Next on a chain that was not given back")
 	}
@@ -150,7 +154,7 @@ func (q *Queue) nextChain(c *Chain, roomy bool) bool {
 		return false
 	}
 	c.clear()
-	c.space, c.roomy = q.space, roomy
+	c.space, c.roomy, c.lent = q.space, roomy, lent
 	if err := q.take(c); err != nil {
 		c.clear()
 		q.Fail(err)
@@ -299,6 +303,22 @@ func (q *Queue) Wait() bool {
 	}
 	return true
 }
+
+// Listen has the driver kick when it makes the next chain available, and says
+// whether there is one already. It is for who calls Next, where somebody else
+// waits, with Heard.
+func (q *Queue) Listen() bool {
+	q.notify(true)
+	return q.ready()
+}
+
+// Ignore ends Listen: chains are looked for anyway.
+func (q *Queue) Ignore() { q.notify(false) }
+
+// Heard blocks until there was a kick, by the driver or by Kick, since it
+// returned last. It returns false when the device is stopping. It is for one
+// goroutine at a time, which need not be the one that calls Next.
+func (q *Queue) Heard() bool { return !q.stopping.Load() && q.bell.wait() == nil && !q.stopping.Load() }
 
 // notify asks for kicks, or to be spared them. With the event index a kick is
 // asked for once: the index that was asked for stays behind by itself.
