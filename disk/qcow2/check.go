@@ -8,6 +8,12 @@ import (
 // maxProblems are told by Check; more are counted.
 const maxProblems = 20
 
+// maxWalked bounds the L2 tables that are read, in bytes, however often snapshots
+// name them: those of 32 TiB in clusters of 64 KiB.
+const maxWalked = 4 << 30
+
+var errWalked = fmt.Errorf("more than %d MiB of L2 tables", maxWalked>>20)
+
 // Report is what Check found.
 type Report struct {
 	// Corruptions are references that make no sense or that refcounts do not know
@@ -20,8 +26,8 @@ type Report struct {
 
 // Check compares all references in the image in f, those of its snapshots too,
 // with its refcounts, as qemu-img check does. It changes nothing, and takes memory
-// in proportion to the clusters in use. An error is one of reading the file, or of
-// a header that leaves nothing to check.
+// in proportion to the clusters in use. An error is one of reading the file, of a
+// header that leaves nothing to check, or of more than can be checked.
 func Check(f File) (*Report, error) {
 	i, err := Open(f, Options{ReadOnly: true, Backing: func(Backing) (Base, error) { return nil, nil }})
 	if err != nil {
@@ -35,28 +41,87 @@ func Check(f File) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &checker{i: i, seen: map[int64]uint64{}}
-	c.refer("the header", 0, i.cluster)
+	c := &checker{i: i}
+	if err := c.references(h); err != nil {
+		return nil, err
+	}
 	c.refer("the refcount table", i.refOffset, i.refEntries*8)
-	if err := c.l1(i.l1Offset, i.l1Entries, true); err != nil {
-		return nil, err
-	}
-	if err := c.snapshots(h); err != nil {
-		return nil, err
-	}
 	if h.autoclear&1 != 0 {
 		c.note("it has bitmaps, whose clusters count as leaks here")
 	}
-	if err := c.counts(); err != nil {
+	if err := c.compare(); err != nil {
 		return nil, err
 	}
 	return &c.report, nil
 }
 
+// checker goes through the references of an image.
 type checker struct {
-	i      *Image
-	seen   map[int64]uint64 // references to each cluster
-	report Report
+	i       *Image
+	mending bool // refcounts, and what is said of them, are wrong to begin with
+	seen    counts
+	walked  int64 // bytes of L2 tables
+	report  Report
+}
+
+// counts are the references to each cluster. The zero value is none.
+type counts struct {
+	parts map[int64]*[countsPart]uint32
+}
+
+const countsPart = 1024
+
+func (s *counts) add(cluster int64, n uint32) {
+	if s.parts == nil {
+		s.parts = map[int64]*[countsPart]uint32{}
+	}
+	p := s.parts[cluster/countsPart]
+	if p == nil {
+		p = new([countsPart]uint32)
+		s.parts[cluster/countsPart] = p
+	}
+	p[cluster%countsPart] += n
+}
+
+func (s *counts) of(cluster int64) uint32 {
+	if p := s.parts[cluster/countsPart]; p != nil {
+		return p[cluster%countsPart]
+	}
+	return 0
+}
+
+// any says whether there are references to some of n clusters.
+func (s *counts) any(cluster, n int64) bool {
+	for end := cluster + n; cluster < end; {
+		next := min((cluster/countsPart+1)*countsPart, end)
+		if p := s.parts[cluster/countsPart]; p != nil {
+			for ; cluster < next; cluster++ {
+				if p[cluster%countsPart] != 0 {
+					return true
+				}
+			}
+		}
+		cluster = next
+	}
+	return false
+}
+
+// take is of, and forgets it.
+func (s *counts) take(cluster int64) uint32 {
+	n := s.of(cluster)
+	if n != 0 {
+		s.parts[cluster/countsPart][cluster%countsPart] = 0
+	}
+	return n
+}
+
+// references counts all references to clusters but those of the refcounts.
+func (c *checker) references(h *header) error {
+	c.refer("the header", 0, c.i.cluster)
+	if err := c.l1(c.i.l1Offset, c.i.l1Entries, true); err != nil {
+		return err
+	}
+	return c.snapshots(h)
 }
 
 func (c *checker) note(format string, args ...any) {
@@ -77,7 +142,7 @@ func (c *checker) refer(what string, off, n int64) bool {
 		return false
 	}
 	for k := off >> c.i.clusterBits; k <= (off+n-1)>>c.i.clusterBits; k++ {
-		c.seen[k]++
+		c.seen.add(k, 1)
 	}
 	return true
 }
@@ -105,6 +170,7 @@ func (c *checker) l1(off, entries int64, active bool) error {
 	if err != nil {
 		return err
 	}
+	own := map[int64]bool{} // L2 tables
 	for k, e := range l1 {
 		at := int64(e & entryOffset)
 		if at == 0 {
@@ -116,6 +182,14 @@ func (c *checker) l1(off, entries int64, active bool) error {
 		}
 		if !c.refer("an L2 table", at, c.i.cluster) {
 			continue
+		}
+		if own[at] {
+			c.corrupt("two entries of an L1 table name the L2 table at %#x", at)
+			continue
+		}
+		own[at] = true
+		if c.walked += c.i.cluster; c.walked > maxWalked {
+			return errWalked
 		}
 		if active {
 			if err := c.copied("L1", at, e); err != nil {
@@ -155,7 +229,11 @@ func (c *checker) l2(e uint64, active bool) error {
 	return c.copied("L2", off, e)
 }
 
+// copied compares the mark of the only reference with the refcount.
 func (c *checker) copied(what string, off int64, e uint64) error {
+	if c.mending {
+		return nil
+	}
 	v, err := c.i.refcount(off >> c.i.clusterBits)
 	if err == nil && (v == 1) != (e&entryCopied != 0) {
 		c.corrupt("the %s entry %#x, where the refcount is %d", what, e, v)
@@ -188,8 +266,8 @@ func (c *checker) snapshots(h *header) error {
 	return nil
 }
 
-// counts compares what was seen with what the refcounts say.
-func (c *checker) counts() error {
+// compare compares what was seen with what the refcounts say.
+func (c *checker) compare() error {
 	i := c.i
 	table, err := c.table(i.refOffset, i.refEntries)
 	if err != nil {
@@ -215,8 +293,7 @@ func (c *checker) counts() error {
 		}
 		for k := range i.perBlock() {
 			cluster := int64(n)*i.perBlock() + k
-			have, want := getCount(block, i.refOrder, k), c.seen[cluster]
-			delete(c.seen, cluster)
+			have, want := getCount(block, i.refOrder, k), uint64(c.seen.take(cluster))
 			switch {
 			case have < want:
 				c.corrupt("cluster %d has %d references and a refcount of %d", cluster, want, have)
@@ -226,9 +303,11 @@ func (c *checker) counts() error {
 			}
 		}
 	}
-	for cluster, want := range c.seen {
-		if want != 0 {
-			c.corrupt("cluster %d has %d references and no refcount", cluster, want)
+	for n, part := range c.seen.parts {
+		for k, want := range part {
+			if want != 0 {
+				c.corrupt("cluster %d has %d references and no refcount", n*countsPart+int64(k), want)
+			}
 		}
 	}
 	return nil

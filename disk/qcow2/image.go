@@ -7,12 +7,13 @@
 // (deflate and zstd) read, and rewritten plain; a backing image below; refcounts of
 // 1 to 64 bits, and clusters that internal snapshots share, which are copied
 // before they change; discards, zeroes; a file that grows as needed; making empty
-// images; a check of all references.
+// images; a check of all references; new refcounts for an image that was not closed
+// by who kept them in memory (lazy refcounts), when it is opened to be written.
 //
 // Not done: making, choosing or removing snapshots, keeping bitmaps up to date (a
 // write drops them), external data files, extended L2 entries and encryption (all
-// refused by name), writing compressed clusters, resizing, and repairing: an image
-// that is marked dirty or corrupt is read but not written.
+// refused by name), writing compressed clusters, resizing, and other repairs: an
+// image that is marked corrupt is read but not written.
 //
 // # Order
 //
@@ -166,16 +167,18 @@ func Open(f File, o Options) (*Image, error) {
 	if o.ReadOnly {
 		return i, nil
 	}
-	switch {
-	case h.incompatible&featureCorrupt != 0:
+	if h.incompatible&featureCorrupt != 0 {
 		return nil, fmt.Errorf("%w, and marked so; mend it with qemu-img check -r all, or use it read-only", ErrCorrupt)
-	case h.incompatible&featureDirty != 0:
-		return nil, errors.New("it was not closed by the program that wrote it last, and its refcounts may be wrong; mend it with qemu-img check -r all, or use it read-only")
 	}
 	if h.autoclear != 0 {
 		// What they stand for, as bitmaps, is not kept up to date here.
 		if err := errors.Join(f.WriteV([][]byte{make([]byte, 8)}, atAutoclear), f.Sync()); err != nil {
 			return nil, err
+		}
+	}
+	if h.incompatible&featureDirty != 0 {
+		if err := i.mend(h); err != nil {
+			return nil, fmt.Errorf("it was not closed by the program that wrote it last, and its refcounts cannot be made anew: %w; mend it with qemu-img check -r all, or use it read-only", err)
 		}
 	}
 	return i, nil

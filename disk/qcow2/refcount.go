@@ -239,13 +239,7 @@ func (i *Image) grow() error {
 	if err := i.file.Sync(); err != nil {
 		return i.breaks(err)
 	}
-	var head [12]byte
-	binary.BigEndian.PutUint64(head[:], uint64(first+blocks)<<i.clusterBits)
-	binary.BigEndian.PutUint32(head[8:], uint32(table))
-	if err := i.file.WriteV([][]byte{head[:]}, atRefTable); err != nil {
-		return i.breaks(err)
-	}
-	if err := i.file.Sync(); err != nil {
+	if err := i.nameRefTable(first+blocks, table); err != nil {
 		return i.breaks(err)
 	}
 	i.pages.forget(first<<i.clusterBits, (blocks+table)*i.cluster)
@@ -261,6 +255,17 @@ func (i *Image) grow() error {
 	i.dropped = join(i.dropped, extent{i.refOffset >> i.clusterBits, old})
 	i.refOffset, i.refEntries = (first+blocks)<<i.clusterBits, entries
 	return nil
+}
+
+// nameRefTable has the header name another refcount table, of so many clusters.
+func (i *Image) nameRefTable(first, clusters int64) error {
+	var b [12]byte
+	binary.BigEndian.PutUint64(b[:], uint64(first)<<i.clusterBits)
+	binary.BigEndian.PutUint32(b[8:], uint32(clusters))
+	if err := i.file.WriteV([][]byte{b[:]}, atRefTable); err != nil {
+		return err
+	}
+	return i.file.Sync()
 }
 
 // join adds an extent to a list, to its last one if it goes on there.
