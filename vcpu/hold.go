@@ -1,13 +1,8 @@
 package vcpu
 
-import (
-	"fmt"
-	"unsafe"
+import "fmt"
 
-	"golang.org/x/sys/unix"
-)
-
-// What the word held says.
+// What the word Hold of a kvm.Steering says.
 const (
 	free = iota
 	held
@@ -17,77 +12,48 @@ const (
 // does not wait for that to begin. A device access under way is finished first. A
 // vCPU that is held can be stopped and moved. It does not allocate.
 func (v *VCPU) Hold() {
-	v.hold.Store(held)
+	v.steer.Hold.Store(held)
 	if v.stop.Load() {
 		v.Release() // Stop may have released it before
 	}
-	v.Kick()
+	v.body().interrupt(false)
 }
 
 // Release ends a Hold, from any thread. It does not allocate.
 func (v *VCPU) Release() {
-	if v.hold.Swap(free) == held {
-		// Waking those who wait on a word of our own cannot fail.
-		_, _, _ = unix.Syscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&v.hold)), futexWakePrivate, 1)
+	if v.steer.Hold.Swap(free) != held {
+		return
 	}
+	if v.steer.Low.Load() == 0 {
+		// It waits at the lowest priority. That of a thread which is gone does
+		// not matter, and who may not raise it may not have lowered it.
+		_ = v.body().raise()
+	}
+	v.steer.Wake()
 }
 
 // TID is the id of the thread that runs the guest, or 0 if it does not run.
 func (v *VCPU) TID() int { return max(0, int(v.body().tid.Load())) }
 
-const (
-	futexPrivate     = 128
-	futexWaitPrivate = 0 | futexPrivate
-	futexWakePrivate = 1 | futexPrivate
-)
-
-// wait is where a thread waits while its vCPU is held. It returns false if the
-// vCPU is to stop, or is not live in b any more.
-func (v *VCPU) wait(b *incarnation) bool {
-	for {
-		if v.stop.Load() || v.set != nil && !v.interlude(b) {
-			return false
-		}
-		if v.hold.Load() == free {
-			v.resume(b)
-			return true
-		}
-		v.holds.begin()
-		// The thread itself waits, not only the goroutine, so that Release
-		// wakes it without Go's scheduler in between. A kick ends the wait.
-		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&v.hold)), futexWaitPrivate, held, 0, 0, 0)
-	}
-}
-
 // Lower has the vCPU run its guest only when nothing else wants its CPU, from any
 // thread, until Raise, and does not wait for that to begin. The thread is low in
-// the guest alone (kvm.VCPU.RunLow). It does not allocate.
+// the guest alone (kvm.VCPU.RunSteered). It does not allocate.
 //
 // It needs the right to raise what was lowered: CAP_SYS_NICE, or an RLIMIT_NICE of
 // 20 less the process's niceness.
 func (v *VCPU) Lower() {
-	if v.low.Swap(1) == 0 {
-		v.Kick()
+	// One that is held will see it when it is let in.
+	if v.steer.Low.Swap(1) == 0 && v.steer.Hold.Load() == free {
+		v.body().interrupt(false)
 	}
 }
 
 // Raise ends a Lower, from any thread.
 func (v *VCPU) Raise() error {
-	if v.low.Swap(0) == 0 {
+	if v.steer.Low.Swap(0) == 0 {
 		return nil
 	}
 	return v.body().raise()
-}
-
-// runKVM runs the guest until it needs the monitor.
-func (v *VCPU) runKVM(b *incarnation) error {
-	if v.low.Load() == 0 {
-		return b.kvm.Run()
-	}
-	b.low.Store(true)
-	err := b.kvm.RunLow((*uint32)(unsafe.Pointer(&v.low)))
-	b.low.Store(false)
-	return err
 }
 
 // WatchHalts has Halted work. It is to be called before Start: KVM answers

@@ -16,9 +16,11 @@ import (
 // each KVM VM of its guest.
 type incarnation struct {
 	kvm    *kvm.VCPU
-	vm     int         // index of its VM in the set
-	halted *kvm.Gauge  // or nil: see VCPU.WatchHalts
-	low    atomic.Bool // the thread may have SCHED_IDLE: see VCPU.Lower
+	vm     int           // index of its VM in the set
+	halted *kvm.Gauge    // or nil: see VCPU.WatchHalts
+	steer  *kvm.Steering // the vCPU's
+
+	calls atomic.Uint32 // kicks, which get the thread out of kvm.VCPU.RunSteered
 
 	tid   atomic.Int64 // 0 before the thread runs, gone after it ended
 	kicks sync.Mutex   // held while kicking, so that the thread cannot end and be closed meanwhile
@@ -56,17 +58,24 @@ func (b *incarnation) ended() {
 
 // kick gets the thread out of KVM_RUN once, from any thread, even if it has not
 // entered yet. It does not allocate.
-func (b *incarnation) kick() {
+func (b *incarnation) kick() { b.interrupt(true) }
+
+// interrupt is a kick if out is true. If not, the thread only looks at what its
+// kvm.Steering says, as soon as it has a CPU, and goes on.
+func (b *incarnation) interrupt(out bool) {
 	b.kicks.Lock()
 	defer b.kicks.Unlock()
 	tid := b.tid.Load()
 	if tid == gone {
 		return
 	}
+	if out {
+		b.calls.Add(1)
+	}
 	// The flag first: a thread that has no id yet finds it on its way in.
 	b.kvm.ImmediateExit(true)
 	if tid := b.tid.Load(); tid != 0 {
-		if b.low.Load() {
+		if out && b.steer.Idle() {
 			// Else it would come out when nothing else wants its CPU. Who may
 			// not raise it may not lower it either.
 			_ = kvm.Raise(int(tid))

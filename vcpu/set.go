@@ -95,7 +95,7 @@ func NewSet(o SetOptions) (_ *Set, err error) {
 	}
 	for id, home := range o.Homes {
 		v := &VCPU{id: id, handler: o.Handler, entered: s.entered, done: make(chan struct{})}
-		v.holds.tell = o.Stolen
+		v.tellOf(o.Stolen)
 		v.live.Store(int32(home))
 		s.vcpus = append(s.vcpus, v)
 		for i, vm := range o.VMs {
@@ -103,7 +103,7 @@ func NewSet(o SetOptions) (_ *Set, err error) {
 			if err != nil {
 				return nil, err
 			}
-			v.bodies = append(v.bodies, &incarnation{kvm: c, vm: i})
+			v.embody(c, i)
 		}
 		cpuid := o.CPUID(id)
 		if s.wide() {

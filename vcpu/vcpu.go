@@ -13,9 +13,9 @@
 //	running --fatal exit-->       ended (Shutdown, HostError, …)
 //	ended   --Close-->            freed
 //
-// A kick is: raise the request word, set immediate_exit, send SIGURG to the
-// thread. The loop clears immediate_exit after EINTR and then reads the request
-// word, so a kick at any moment is seen. SIGURG is the signal that the Go
+// A kick is: raise the request word, count the call, set immediate_exit, send
+// SIGURG to the thread. KVM_RUN's caller clears immediate_exit after EINTR and then
+// reads the count, so a kick at any moment is seen. SIGURG is the signal that the Go
 // runtime itself uses to preempt, so its handler is always there and harmless.
 //
 // # Several KVM VMs
@@ -33,7 +33,7 @@
 // one moves at Set.Move and transfer.
 //
 // Locks, outermost first: Set.moving (one Move, Start or Close), gate.mu (who is
-// parked), Set.trapping, Set.affinity, incarnation.kicks, holds.mu. A vCPU's thread
+// parked), Set.trapping, Set.affinity, incarnation.kicks. A vCPU's thread
 // takes none of them on its way through an exit or a relayed interrupt.
 //
 // A scheduler of vCPUs has three means here: Hold keeps a vCPU outside the guest,
@@ -49,6 +49,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -110,11 +111,10 @@ type VCPU struct {
 
 	begun   atomic.Bool // with several incarnations: the guest has started the vCPU
 	stop    atomic.Bool
-	hold    atomic.Uint32 // a futex: see Hold
-	holds   holds
-	low     atomic.Uint32 // see Lower
-	running atomic.Int32  // threads that have not ended
-	first   sync.Once     // sets end
+	steer   kvm.Steering                     // see Hold and Lower
+	tell    func(at uint64, d time.Duration) // or nil: see SetOptions.Stolen
+	running atomic.Int32                     // threads that have not ended
+	first   sync.Once                        // sets end
 	end     End
 	done    chan struct{}
 
@@ -124,7 +124,9 @@ type VCPU struct {
 
 // New wraps a KVM vCPU, which the VCPU owns from now on.
 func New(id int, c *kvm.VCPU, h Handler) *VCPU {
-	return &VCPU{handler: h, id: id, bodies: []*incarnation{{kvm: c}}, done: make(chan struct{})}
+	v := &VCPU{handler: h, id: id, done: make(chan struct{})}
+	v.embody(c, 0)
+	return v
 }
 
 // ID is the vCPU's number, which is its APIC id.
@@ -133,6 +135,11 @@ func (v *VCPU) ID() int { return v.id }
 // KVM is the KVM vCPU that runs the guest, for setting registers before Start
 // and reading them after Done.
 func (v *VCPU) KVM() *kvm.VCPU { return v.body().kvm }
+
+// embody gives the vCPU an incarnation in its guest's VM of that index.
+func (v *VCPU) embody(c *kvm.VCPU, vm int) {
+	v.bodies = append(v.bodies, &incarnation{kvm: c, vm: vm, steer: &v.steer})
+}
 
 func (v *VCPU) body() *incarnation { return v.bodies[v.live.Load()] }
 
@@ -194,7 +201,11 @@ func (v *VCPU) Exits(e kvm.Exit) uint64 {
 	if e >= kvm.NumExits {
 		return 0
 	}
-	return v.exits[e].Load()
+	n := v.exits[e].Load()
+	if e == kvm.ExitIntr {
+		n += v.steer.Turns()
+	}
+	return n
 }
 
 // Relayed is how many interrupts came to the vCPU from other KVM VMs of its
@@ -216,18 +227,18 @@ func (v *VCPU) Close() error {
 // loop runs the guest until it ends, or until the vCPU is live elsewhere: then
 // the End is that of a Stop, and v.live says so.
 func (v *VCPU) loop(b *incarnation) End {
-	if !v.wait(b) {
+	calls, on := v.ask(b)
+	if !on {
 		return End{CPU: v.id, Cause: Stopped}
 	}
 	for {
 		// A request that came before this thread had an id to signal left
 		// immediate_exit set, so KVM_RUN returns at once.
-		if err := v.runKVM(b); err != nil {
+		if err := b.kvm.RunSteered(&v.steer, &b.calls, calls); err != nil {
 			switch {
 			case errors.Is(err, unix.EINTR):
-				b.kvm.ImmediateExit(false)
 				v.exits[kvm.ExitIntr].Add(1)
-				if !v.wait(b) {
+				if calls, on = v.ask(b); !on {
 					return End{CPU: v.id, Cause: Stopped}
 				}
 				continue
@@ -257,6 +268,19 @@ func (v *VCPU) loop(b *incarnation) End {
 			return v.fatal(b, e)
 		}
 	}
+}
+
+// ask says whether the vCPU is to go on in b, and how many calls have been answered.
+func (v *VCPU) ask(b *incarnation) (calls uint32, on bool) {
+	calls = b.calls.Load() // before what they are about
+	if v.stop.Load() || v.set != nil && !v.interlude(b) {
+		return calls, false
+	}
+	v.resume(b)
+	if v.steer.Hold.Load() != free {
+		b.kvm.ImmediateExit(true)
+	}
+	return calls, true
 }
 
 func (v *VCPU) io(b *incarnation) error {

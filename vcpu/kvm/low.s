@@ -1,1 +1,0 @@
-// Its presence lets the compiler take functions without a body: see low.go.
