@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -37,4 +38,24 @@ func (w *world) beside(kind, name string) string {
 		}
 	}
 	return ""
+}
+
+// artefacts are files that a command needs, those that are missing as errors.
+type artefacts struct {
+	*world
+	missing []error
+}
+
+// need completes *p, which a flag may have set: by the environment's variable, if
+// that has a name, or by the file of that kind. What and mend are for the error.
+func (a *artefacts) need(p *string, variable, kind, file, what, mend string) {
+	if *p == "" && variable != "" {
+		*p = a.getenv(variable)
+	}
+	if *p == "" {
+		*p = a.beside(kind, file)
+	}
+	if *p == "" {
+		a.missing = append(a.missing, fmt.Errorf("%s is not there: %s", what, mend))
+	}
 }

@@ -70,7 +70,7 @@ func benchCommand(w *world) *cobra.Command {
 		Args:  cobra.NoArgs,
 		Run:   func(c *cobra.Command, _ []string) { _ = c.Help() },
 	}
-	c.AddCommand((&benchNUMA{world: w}).command(), (&benchShare{world: w}).command(), (&benchSched{world: w}).command(), benchActs(w))
+	c.AddCommand((&benchNUMA{world: w}).command(), (&benchShare{world: w}).command(), (&benchSched{world: w}).command(), (&benchNet{world: w}).command(), benchActs(w))
 	return c
 }
 

@@ -120,28 +120,14 @@ func (b *benchShare) run(ctx context.Context) error {
 
 // artefacts finds what the guests are made of.
 func (b *benchShare) artefacts() error {
-	named := func(p *string, variable string, find func() string) bool {
-		if *p == "" && variable != "" {
-			*p = b.getenv(variable)
-		}
-		if *p == "" {
-			*p = find()
-		}
-		return *p != ""
-	}
-	var missing []error
-	need := func(found bool, what, mend string) {
-		if !found {
-			missing = append(missing, fmt.Errorf("%s is not there: %s", what, mend))
-		}
-	}
-	need(named(&b.o.Kernel, "DISCO_KERNEL", func() string { return b.find("vmlinuz") }), "the guests' kernel", "run `make guest` in disco's source tree, or name one by --kernel")
-	need(named(&b.o.Initrd, "", func() string { return b.find("storage.img") }), "the guests' initrd", "run `make guest` in disco's source tree, or name one by --initrd")
-	need(named(&b.o.Image, "DISCO_IMAGE", func() string { return b.beside("image", "debian.raw") }), "the disk image", "run `make image` in disco's source tree, or name one by --image")
+	a := artefacts{world: b.world}
+	a.need(&b.o.Kernel, "DISCO_KERNEL", "guest", "vmlinuz", "the guests' kernel", "run `make guest` in disco's source tree, or name one by --kernel")
+	a.need(&b.o.Initrd, "", "guest", "storage.img", "the guests' initrd", "run `make guest` in disco's source tree, or name one by --initrd")
+	a.need(&b.o.Image, "DISCO_IMAGE", "image", "debian.raw", "the disk image", "run `make image` in disco's source tree, or name one by --image")
 	if modes := b.o.Modes; modes == nil || slices.Contains(modes, share.KSM) {
-		need(named(&b.o.QEMU, "DISCO_QEMU", func() string { return b.beside("lab", "qemu/qemu-system-x86_64") }), "QEMU", "run `make lab` in disco's source tree, name one by --qemu, or leave ksm out by --modes auto,never")
+		a.need(&b.o.QEMU, "DISCO_QEMU", "lab", "qemu/qemu-system-x86_64", "QEMU", "run `make lab` in disco's source tree, name one by --qemu, or leave ksm out by --modes auto,never")
 	}
-	return errors.Join(missing...)
+	return errors.Join(a.missing...)
 }
 
 // report prints the results and writes the file.

@@ -9,8 +9,10 @@ package bench
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -100,6 +102,22 @@ func Read(path string) (*Result, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return r, nil
+}
+
+// ReadRaw loads the Raw of what Write stored into raw, a pointer; false if there is
+// no such file.
+func ReadRaw(path string, raw any) (bool, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := json.Unmarshal(b, &Result{Raw: raw}); err != nil {
+		return false, &fs.PathError{Op: "read", Path: path, Err: err}
+	}
+	return true, nil
 }
 
 // Print shows the Result to people.

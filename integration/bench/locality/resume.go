@@ -1,10 +1,7 @@
 package locality
 
 import (
-	"encoding/json"
 	"fmt"
-	"io/fs"
-	"os"
 	"reflect"
 	"slices"
 
@@ -13,16 +10,9 @@ import (
 
 // Load reads the results that a benchmark wrote to path; nil if there is no such file.
 func Load(path string) (*Results, error) {
-	b, err := os.ReadFile(path)
-	if os.IsNotExist(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
 	var r Results
-	if err := json.Unmarshal(b, &bench.Result{Raw: &r}); err != nil {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+	if found, err := bench.ReadRaw(path, &r); err != nil || !found {
+		return nil, err
 	}
 	return &r, nil
 }

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"sync"
 
+	"disco/integration/bench/resident"
 	"disco/vmm"
 )
 
@@ -109,15 +110,15 @@ func count(monitor *vmm.Monitor, guests []*vmm.Guest, consoles []*console) (*Row
 	}
 	row.Cache = monitor.CacheStats().Pages * pageSize
 	row.Frames = row.RAM + row.Cache + row.Overlay
-	own, err := rollup("self")
+	own, err := resident.Rollup("self")
 	if err != nil {
 		return nil, err
 	}
 	row.Own = own["Pss_Anon"] + own["Pss_File"]
-	if row.Files, err = memfds(); err != nil {
+	if row.Files, err = resident.Memfds(); err != nil {
 		return nil, err
 	}
 	row.M = row.Files + row.Own
-	row.VMAs, err = mappings()
+	row.VMAs, err = resident.Mappings()
 	return row, err
 }

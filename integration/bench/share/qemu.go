@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"disco/integration/bench/resident"
 )
 
 // qemu has n guests of QEMU work, lets the kernel merge their pages, and looks at
@@ -62,7 +64,7 @@ func (o *Options) qemu(ctx context.Context, _ Mode, n int) (row *Row, err error)
 		return nil, err
 	}
 	for i, p := range processes {
-		m, err := rollup(strconv.Itoa(p.Process.Pid))
+		m, err := resident.Rollup(strconv.Itoa(p.Process.Pid))
 		if err != nil {
 			return nil, err
 		}

@@ -2,7 +2,6 @@ package share
 
 import (
 	"bytes"
-	"reflect"
 	"strings"
 	"testing"
 )
@@ -56,23 +55,6 @@ func TestConsoleFailures(t *testing.T) {
 	c.Write(bytes.Repeat([]byte("x"), 1<<20))
 	if last := c.last(); len(last[len(last)-1]) != longestLine {
 		t.Errorf("%d bytes of a line are kept", len(last[len(last)-1]))
-	}
-}
-
-func TestSizes(t *testing.T) {
-	const text = "55d0-7fff ---p 00000000 00:00 0    [rollup]\nRss:     8 kB\nPss:     4 kB\nPss_Anon:    1 kB\nPss_File:    3 kB\n"
-	got, err := sizes(text)
-	if want := map[string]uint64{"Rss": 8192, "Pss": 4096, "Pss_Anon": 1024, "Pss_File": 3072}; err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("%v, %v", got, err)
-	}
-	if _, err := sizes("Rss: 8 kB\n"); err == nil {
-		t.Error("a summary without its parts is taken")
-	}
-	if own, err := rollup("self"); err != nil || own["Pss_Anon"] == 0 {
-		t.Errorf("this process: %v, %v", own, err)
-	}
-	if n, err := mappings(); err != nil || n < 5 {
-		t.Errorf("%d mappings, %v", n, err)
 	}
 }
 

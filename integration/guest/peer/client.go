@@ -32,6 +32,8 @@ const (
 	// still is how long nothing happens before and after what is measured, so that
 	// what the host counts between two lines is that and little else.
 	still = 300 * time.Millisecond
+	// look is how long nothing happens when the host looks at memory.
+	look = time.Second
 )
 
 // client is what takes data from the server.
@@ -105,11 +107,13 @@ func (c *client) take(way string, rounds int) error {
 			return errors.New("there is no such way")
 		}
 	}
+	solo.Say("net=way way=%s", way)
+	time.Sleep(look)
 	if _, err := run(max(1, n/8)); err != nil {
 		return err
 	}
 	for round := range rounds {
-		if err := c.forget(); err != nil {
+		if err := forget(); err != nil {
 			return err
 		}
 		solo.Say("net=begin way=%s round=%d", way, round)
@@ -122,13 +126,13 @@ func (c *client) take(way string, rounds int) error {
 		}
 		time.Sleep(still)
 		solo.Say("net=end way=%s round=%d ops=%d bytes=%d nanos=%d", way, round, n, got, took.Nanoseconds())
-		time.Sleep(still)
+		time.Sleep(look)
 	}
 	return nil
 }
 
 // forget empties the page cache.
-func (c *client) forget() error {
+func forget() error {
 	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 

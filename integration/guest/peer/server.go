@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,7 @@ func serve(w solo.Words) error {
 		return err
 	}
 	solo.Say("net=up")
+	time.Sleep(look)
 	data, err := os.Open(dataFile)
 	if err != nil {
 		return err
@@ -62,6 +64,8 @@ func serve(w solo.Words) error {
 	if err != nil {
 		return err
 	}
+	solo.Say("net=warm file=%d", warmed)
+	time.Sleep(look)
 	ram, err := fillRAM(bytes)
 	if err != nil {
 		return err
@@ -74,7 +78,7 @@ func serve(w solo.Words) error {
 	if err != nil {
 		return err
 	}
-	solo.Say("net=serving file=%d ram=%d", warmed, bytes)
+	solo.Say("net=serving ram=%d", bytes)
 	for {
 		c, _, err := unix.Accept4(s, unix.SOCK_CLOEXEC)
 		if errors.Is(err, unix.EINTR) {

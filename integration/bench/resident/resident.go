@@ -1,4 +1,6 @@
-package share
+// Package resident is how much memory there really is: what the kernel counts of
+// files and processes, for benchmarks of memory.
+package resident
 
 import (
 	"errors"
@@ -9,13 +11,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// memfds is the memory of all memfds that this process has open, in bytes, by the
+// Memfds is the memory of all memfds that this process has open, in bytes, by the
 // kernel's count of each file's blocks, mapped or not.
-func memfds() (uint64, error) {
+func Memfds() (uint64, error) {
 	const dir = "/proc/self/fd"
 	links, err := os.ReadDir(dir)
 	if err != nil {
@@ -41,9 +44,9 @@ func memfds() (uint64, error) {
 	return total, nil
 }
 
-// rollup is the memory of a process as /proc/PID/smaps_rollup adds it up: by what
-// is counted, in bytes. Pages that several processes have are shared out among them.
-func rollup(pid string) (map[string]uint64, error) {
+// Rollup is the memory of a process as /proc/PID/smaps_rollup adds it up: by what
+// is counted, as Pss_Anon, in bytes. Pages that several processes have are shared out among them.
+func Rollup(pid string) (map[string]uint64, error) {
 	b, err := os.ReadFile("/proc/" + pid + "/smaps_rollup")
 	if err != nil {
 		return nil, err
@@ -72,8 +75,8 @@ func sizes(text string) (map[string]uint64, error) {
 	return m, nil
 }
 
-// mappings is how many this process has.
-func mappings() (uint64, error) {
+// Mappings is how many this process has.
+func Mappings() (uint64, error) {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return 0, err
@@ -95,4 +98,32 @@ func mappings() (uint64, error) {
 			return 0, err
 		}
 	}
+}
+
+// Cached is how many bytes of a file are in the host's page cache, in whole pages.
+func Cached(path string) (uint64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return 0, err
+	}
+	p, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return 0, fmt.Errorf("%s: mmap: %w", path, err)
+	}
+	defer func() { _ = unix.Munmap(p) }()
+	page := os.Getpagesize()
+	there := make([]byte, (len(p)+page-1)/page)
+	if _, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(unsafe.Pointer(unsafe.SliceData(there)))); e != 0 {
+		return 0, fmt.Errorf("%s: mincore: %w", path, e)
+	}
+	n := uint64(0)
+	for _, b := range there {
+		n += uint64(b & 1)
+	}
+	return n * uint64(page), nil
 }

@@ -1,0 +1,104 @@
+package traffic
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+const (
+	bridgeName = "disco-bench"
+	tapPrefix  = "disco-bench-"
+)
+
+// bridge is one of the host's, with taps on it.
+type bridge struct {
+	link *netlink.Bridge
+	taps []string
+	made []netlink.Link // of the taps, those that were made here
+}
+
+func newBridge() (*bridge, error) {
+	b := &bridge{link: &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}}}
+	// One that a run which was killed has left.
+	if left, err := netlink.LinkByName(bridgeName); err == nil {
+		if err := netlink.LinkDel(left); err != nil {
+			return nil, fmt.Errorf("bridge %s: %w", bridgeName, err)
+		}
+	}
+	if err := netlink.LinkAdd(b.link); err != nil {
+		return nil, fmt.Errorf("bridge %s: %w: it takes root, and the kernel's module bridge", bridgeName, err)
+	}
+	if err := netlink.LinkSetUp(b.link); err != nil {
+		return nil, errors.Join(fmt.Errorf("bridge %s: %w", bridgeName, err), b.close())
+	}
+	return b, nil
+}
+
+// next is the name of another tap.
+func (b *bridge) next() string {
+	name := tapPrefix + strconv.Itoa(len(b.taps))
+	b.taps = append(b.taps, name)
+	return name
+}
+
+// tap makes one more, which is on the bridge and stays when nobody has it open.
+func (b *bridge) tap() (string, error) {
+	name := b.next()
+	t := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: name},
+		Mode:      netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
+	}
+	if left, err := netlink.LinkByName(name); err == nil {
+		if err := netlink.LinkDel(left); err != nil {
+			return "", fmt.Errorf("tap %s: %w", name, err)
+		}
+	}
+	if err := netlink.LinkAdd(t); err != nil {
+		return "", fmt.Errorf("tap %s: %w", name, err)
+	}
+	b.made = append(b.made, t)
+	if err := errors.Join(netlink.LinkSetMaster(t, b.link), netlink.LinkSetUp(t)); err != nil {
+		return "", fmt.Errorf("tap %s: %w", name, err)
+	}
+	return name, nil
+}
+
+// carried adds up the taps' bytes: what guests sent is copied once on its way in,
+// what they got so often on its way out.
+func (b *bridge) carried(out uint64) (carried, error) {
+	var c carried
+	for _, name := range b.taps {
+		sent, err := statistic(name, "rx_bytes")
+		if err != nil {
+			return c, err
+		}
+		got, err := statistic(name, "tx_bytes")
+		if err != nil {
+			return c, err
+		}
+		c.Delivered += got
+		c.Copied += sent + out*got
+	}
+	return c, nil
+}
+
+func statistic(link, name string) (uint64, error) {
+	b, err := os.ReadFile("/sys/class/net/" + link + "/statistics/" + name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+}
+
+func (b *bridge) close() error {
+	var err error
+	for _, t := range b.made {
+		err = errors.Join(err, netlink.LinkDel(t))
+	}
+	return errors.Join(err, netlink.LinkDel(b.link))
+}

@@ -1,0 +1,118 @@
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync"
+
+	"disco/integration/bench/resident"
+	"disco/vmm"
+)
+
+// discoHost is a monitor in this process.
+type discoHost struct {
+	o       *Options
+	program Program
+	monitor *vmm.Monitor
+	bridge  *bridge // for the program Tap
+	guests  []*vmm.Guest
+	running sync.WaitGroup
+	inputs  []io.Closer
+}
+
+func newDiscoHost(o *Options, p Program) (*discoHost, error) {
+	h := &discoHost{o: o, program: p}
+	if p == Tap {
+		b, err := newBridge()
+		if err != nil {
+			return nil, err
+		}
+		h.bridge = b
+	}
+	m, err := vmm.NewMonitor(vmm.MonitorConfig{})
+	if err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	h.monitor = m
+	return h, nil
+}
+
+func (h *discoHost) start(name, words string, server bool) (*running, error) {
+	c := vmm.Config{Nets: []vmm.Net{h.net()}}
+	if server {
+		c.Disks = []vmm.Disk{{Path: h.o.Disk, Overlay: vmm.OverlayMemory}}
+	}
+	return h.boot(name, words, c)
+}
+
+// net is the network device of the next guest.
+func (h *discoHost) net() vmm.Net {
+	return vmm.Net{Kind: vmm.NetTap, Tap: h.bridge.next(), Bridge: bridgeName}
+}
+
+// withFolder starts a guest that has no network but a shared folder.
+func (h *discoHost) withFolder(name, words, dir string) (*running, error) {
+	return nil, errors.New("no shared folders yet")
+}
+
+// boot starts a guest with these devices.
+func (h *discoHost) boot(name, words string, c vmm.Config) (*running, error) {
+	r, w := io.Pipe()
+	h.inputs = append(h.inputs, r, w)
+	g := &running{name: name, console: newConsole(), ended: make(chan error, 1)}
+	// A guest that is gone reads no more, and its host is closed after it.
+	g.input = func(line string) { go func() { _, _ = io.WriteString(w, line) }() }
+	c.Name, c.Kernel, c.Initrd, c.Cmdline = name, h.o.Kernel, h.o.Initrd, words
+	c.Console, c.CPUs, c.Memory, c.Stdin, c.Stdout = vmm.ConsoleSerial, 1, h.o.Memory, r, g.console
+	made, err := h.monitor.New(c)
+	if err != nil {
+		return nil, err
+	}
+	h.guests = append(h.guests, made)
+	h.running.Go(func() {
+		outcome, err := made.Run(context.Background())
+		if err == nil && outcome.Kind != vmm.PoweredOff {
+			err = fmt.Errorf("the guest is gone (%v %s)", outcome.Kind, outcome.Reason)
+		}
+		g.ended <- err
+	})
+	return g, nil
+}
+
+func (h *discoHost) carried() (carried, error) {
+	return h.bridge.carried(1)
+}
+
+func (h *discoHost) memory() (uint64, error) {
+	debug.FreeOSMemory() // what this program has used to get here is not the monitor's
+	files, err := resident.Memfds()
+	if err != nil {
+		return 0, err
+	}
+	own, err := resident.Rollup("self")
+	return files + own["Pss_Anon"], err
+}
+
+func (h *discoHost) close() error {
+	for _, g := range h.guests {
+		g.Kill("the benchmark is over")
+	}
+	for _, c := range h.inputs {
+		_ = c.Close() // pipes have no errors
+	}
+	h.running.Wait()
+	var err error
+	for _, g := range h.guests {
+		err = errors.Join(err, g.Close())
+	}
+	if h.monitor != nil {
+		err = errors.Join(err, h.monitor.Close())
+	}
+	if h.bridge != nil {
+		err = errors.Join(err, h.bridge.close())
+	}
+	return err
+}

@@ -1,0 +1,90 @@
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// host runs guests of one monitor or several on one network, and counts what
+// becomes of their frames. Its methods are called by one goroutine.
+type host interface {
+	// start starts a guest; the first is the server, and has the disk. Lines for
+	// the guest come from input, which may be nil where the host takes none.
+	start(name, words string, server bool) (*running, error)
+	// carried is what was carried so far.
+	carried() (carried, error)
+	// memory is what the guests and their monitors have of the machine's, in bytes.
+	memory() (uint64, error)
+	// close ends the guests, and frees all.
+	close() error
+}
+
+// carried counts bytes of frames.
+type carried struct {
+	Delivered uint64 `json:"delivered"` // to guests
+	Copied    uint64 `json:"copied"`    // by who carries them, once for each time
+	Mapped    uint64 `json:"mapped"`    // instead
+}
+
+func (c carried) since(before carried) carried {
+	return carried{c.Delivered - before.Delivered, c.Copied - before.Copied, c.Mapped - before.Mapped}
+}
+
+// running is a guest that was started.
+type running struct {
+	name    string
+	console *console
+	ended   chan error   // gets how it ended, once
+	input   func(string) // hands a line to its console; nil where the host has no way to
+}
+
+// await waits for an event of the guest that has the word key=value.
+func (g *running) await(ctx context.Context, key, value string) (event, error) {
+	for {
+		e, err := g.next(ctx)
+		if err != nil || e[key] == value {
+			return e, err
+		}
+	}
+}
+
+var errEnded = errors.New("the guest ended")
+
+// next waits for what the guest says next. What it said is heard before its end.
+func (g *running) next(ctx context.Context) (event, error) {
+	select {
+	case e := <-g.console.events:
+		return g.judge(e)
+	default:
+	}
+	select {
+	case e := <-g.console.events:
+		return g.judge(e)
+	case err := <-g.ended:
+		g.ended <- err
+		select {
+		case e := <-g.console.events:
+			return g.judge(e)
+		default:
+		}
+		if err == nil {
+			err = errEnded
+		}
+		return nil, g.lost(err)
+	case <-ctx.Done():
+		return nil, g.lost(context.Cause(ctx))
+	}
+}
+
+func (g *running) judge(e event) (event, error) {
+	if e["result"] == "failed" {
+		return nil, g.lost(errors.New(e["text"]))
+	}
+	return e, nil
+}
+
+// lost is an error for a guest that will do no more.
+func (g *running) lost(err error) error {
+	return fmt.Errorf("%s: %w; its last lines: %q", g.name, err, g.console.last())
+}

@@ -1,0 +1,283 @@
+// Package traffic is the benchmark of networks between guests of one machine: how
+// fast data go from one to another, how often they are copied on the way by who
+// carries them, how often the guests are left for it, and how much memory the data
+// take.
+//
+// A server has a file on its disk and one in its memory; a client takes them as a
+// TCP stream that is written, one that is sent by sendfile, and by NFS, of which
+// server and client are the kernel's own; and it has small messages sent back, one
+// at a time. Both are guests with the same kernel and initrd, of disco on a segment,
+// with mapping and without, and of QEMU's microvm on taps and a bridge of the host,
+// with QEMU carrying the frames and with the kernel's vhost-net. Then several guests
+// read the same files at once, by NFS and through a shared folder.
+//
+// Times are the client's. What is copied is counted as bytes of frames, with their
+// headers, per byte of frames that guests were given, in both directions: by the
+// segment's own counters, and by the taps', of which each byte is copied once by the
+// system call of who puts it in and once by that of who takes it out; QEMU without
+// vhost-net takes it into a buffer of its own first, which is once more (its
+// net/tap.c, tap_send).
+//
+// Not measured: guests with several CPUs, several streams at once, and the kernel's
+// own memory.
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"disco/integration/bench/exits"
+)
+
+// Program is who carries the frames between which guests.
+type Program string
+
+const (
+	Auto   Program = "auto"   // disco's guests on a segment, map=auto
+	Always Program = "always" // on one with map=always
+	Never  Program = "never"  // on one with map=never
+	Tap    Program = "tap"    // disco's guests on taps and a bridge
+	QEMU   Program = "qemu"   // QEMU's guests on taps and a bridge
+	Vhost  Program = "vhost"  // the same, with vhost-net
+)
+
+// Programs are all.
+var Programs = []Program{Auto, Always, Never, Tap, QEMU, Vhost}
+
+// Way is how the client takes data.
+type Way string
+
+const (
+	Write    Way = "write"    // a TCP stream that is written from memory
+	Sendfile Way = "sendfile" // one that is sent from the file on the disk
+	RAM      Way = "ram"      // one that is sent from a file in memory
+	Echo     Way = "echo"     // messages of 64 bytes that are sent back, one at a time
+	NFS      Way = "nfs"      // the file on the disk, read by NFS
+)
+
+// Ways are all.
+var Ways = []Way{Write, Sendfile, RAM, Echo, NFS}
+
+// Reading is how several guests read the same files.
+type Reading string
+
+const (
+	ByNFS  Reading = "nfs"  // from a guest, over a segment
+	ByDAX  Reading = "dax"  // a shared folder, by the window that maps the host's page cache
+	ByFUSE Reading = "fuse" // a shared folder, by messages
+)
+
+// Readings are all.
+var Readings = []Reading{ByNFS, ByDAX, ByFUSE}
+
+// ParsePrograms, ParseWays and ParseReadings read names separated by commas;
+// "none" is none.
+func ParsePrograms(s string) ([]Program, error) { return parse(s, "program", Programs) }
+func ParseWays(s string) ([]Way, error)         { return parse(s, "way", Ways) }
+func ParseReadings(s string) ([]Reading, error) { return parse(s, "way to read", Readings) }
+
+func parse[T ~string](s, what string, all []T) ([]T, error) {
+	some := []T{}
+	if s == "none" {
+		return some, nil
+	}
+	for _, name := range strings.Split(s, ",") {
+		if !slices.Contains(all, T(name)) {
+			return nil, fmt.Errorf("there is no %s %q; there are %v", what, name, all)
+		}
+		some = append(some, T(name))
+	}
+	return some, nil
+}
+
+// Options says what to run. A zero field means its default where it names one.
+type Options struct {
+	Kernel, Initrd string // of the guests; the initrd is the one whose init is integration/guest/peer
+	Cmdline        string // more words for the guests' kernel
+	Disk           string // the server's, of integration/guest/mkdata
+	QEMU           string // its program, for the programs QEMU and Vhost
+
+	Programs  []Program // nil for all but Always and Tap
+	Ways      []Way     // nil for all
+	Readings  []Reading // nil for all
+	Readers   int       // guests that read the same files; 0 for 4
+	Rounds    int       // of each way; 0 for 3
+	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 16 MiB
+	Exchanges int       // of messages; 0 for 500
+	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
+
+	Timeout  time.Duration // of each program; 0 for five minutes
+	Emulated bool          // this host is: a run in which a guest is lost is done once more
+	Progress io.Writer     // what is being done; nil for nothing
+
+	Resume *Results             // what there is already and is not measured again; nil for nothing
+	Keep   func(*Results) error // called after each program; nil for nothing
+}
+
+const (
+	// FileSize is that of the file on the disk, in bytes: mkdata's default.
+	FileSize = 64 << 20
+	fileName = "data"
+)
+
+// Check returns everything that is wrong with o.
+func (o Options) Check() error { return errors.Join(o.complete()...) }
+
+// complete fills in the defaults and returns everything that is wrong.
+func (o *Options) complete() []error {
+	var problems []error
+	bad := func(format string, a ...any) { problems = append(problems, fmt.Errorf(format, a...)) }
+	if o.Programs == nil {
+		o.Programs = []Program{Auto, Never, QEMU, Vhost}
+	}
+	if o.Ways == nil {
+		o.Ways = Ways
+	}
+	if o.Readings == nil {
+		o.Readings = Readings
+	}
+	fill(&o.Readers, 4)
+	fill(&o.Rounds, 3)
+	fill(&o.Bytes, 16<<20)
+	fill(&o.Exchanges, 500)
+	fill(&o.Memory, 384<<20)
+	fill(&o.Timeout, 5*time.Minute)
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	if o.Readers < 1 || o.Readers > 16 {
+		bad("readers %d: use 1 to 16", o.Readers)
+	}
+	if o.Bytes < 1<<20 || o.Bytes > FileSize {
+		bad("bytes %d: use 1 to %d MiB", o.Bytes, FileSize>>20)
+	}
+	return problems
+}
+
+func fill[T comparable](p *T, otherwise T) {
+	var zero T
+	if *p == zero {
+		*p = otherwise
+	}
+}
+
+// Benchmark runs what o asks for. The results it returns with an error are those of
+// the runs that were completed. It needs root: for KVM's tracepoints, and for taps.
+func Benchmark(ctx context.Context, o Options) (*Results, error) {
+	if problems := o.complete(); len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
+	counters, err := exits.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer counters.Close()
+	r := &Results{Bytes: o.Bytes, Exchanges: o.Exchanges, Readers: o.Readers}
+	if o.Resume != nil && o.Resume.Bytes == r.Bytes && o.Resume.Exchanges == r.Exchanges && o.Resume.Readers == r.Readers {
+		r = o.Resume
+	}
+	for _, p := range o.Programs {
+		if r.has(p) {
+			continue
+		}
+		var rows []Row
+		err := o.try(ctx, string(p), r, func(ctx context.Context) (err error) {
+			rows, err = o.measure(ctx, p, counters)
+			return err
+		})
+		if err != nil {
+			return r, err
+		}
+		r.Rows = append(r.Rows, rows...)
+		if err := o.keep(r); err != nil {
+			return r, err
+		}
+	}
+	for _, how := range o.Readings {
+		if r.reading(how) != nil {
+			continue
+		}
+		var row *FilesRow
+		err := o.try(ctx, string(how), r, func(ctx context.Context) (err error) {
+			row, err = o.readers(ctx, how)
+			return err
+		})
+		if err != nil {
+			return r, err
+		}
+		r.Files = append(r.Files, row)
+		if err := o.keep(r); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+func (o *Options) keep(r *Results) error {
+	if o.Keep == nil {
+		return nil
+	}
+	return o.Keep(r)
+}
+
+func (o *Options) say(format string, a ...any) {
+	fmt.Fprintf(o.Progress, "bench: "+format+"\n", a...)
+}
+
+// try runs something within the time, and in emulation once more if it was lost.
+func (o *Options) try(ctx context.Context, name string, r *Results, run func(context.Context) error) error {
+	for try := 1; ; try++ {
+		o.say("%s", name)
+		began := time.Now()
+		within, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("not done after %v", o.Timeout))
+		err := run(within)
+		cancel()
+		// What one run has left behind is none of the next one's.
+		runtime.GC()
+		debug.FreeOSMemory()
+		switch {
+		case err == nil:
+			o.say("%s: %v in all", name, time.Since(began).Round(time.Second))
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !o.Emulated || try == 2:
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		o.say("%s: %v; once more", name, err)
+		r.Retried = append(r.Retried, fmt.Sprintf("%s: %v", name, err))
+	}
+}
+
+// The network of the guests.
+const (
+	serverAddress = "10.77.0.1"
+	network       = "10.77.0."
+)
+
+// address is that of a client, counted from 0.
+func address(i int) string { return network + strconv.Itoa(2+i) }
+
+func (o *Options) serverWords() string {
+	return fmt.Sprintf("%s disco.task=serve disco.address=%s disco.bytes=%d", o.Cmdline, serverAddress, o.Bytes)
+}
+
+func (o *Options) clientWords() string {
+	var ways []string
+	for _, w := range o.Ways {
+		ways = append(ways, string(w))
+	}
+	return fmt.Sprintf("%s disco.task=measure disco.address=%s disco.server=%s disco.ways=%s disco.rounds=%d disco.bytes=%d disco.exchanges=%d disco.file=%d disco.ram=%d",
+		o.Cmdline, address(0), serverAddress, strings.Join(ways, ","), o.Rounds, o.Bytes, o.Exchanges, FileSize, o.Bytes)
+}
+
+var pageSize = uint64(os.Getpagesize())
