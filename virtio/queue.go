@@ -365,6 +365,9 @@ func (q *Queue) Kick() { q.bell.ring() }
 // Doorbell is the eventfd that Kick adds to; it stays the queue's own.
 func (q *Queue) Doorbell() int { return q.bell.fd }
 
+// Stopping says whether Stop was called, or the driver broke the queue.
+func (q *Queue) Stopping() bool { return q.stopping.Load() }
+
 // Stop makes Next and Wait return false from now on. It does not wait for the
 // queue's workers.
 func (q *Queue) Stop() {

@@ -9,6 +9,10 @@
 // are left undone in both directions as far as the backend allows and the
 // driver agrees, and received frames are merged over several buffers.
 //
+// Behind a [Switch] there is one step for both guests: the worker that transmits
+// puts a frame from its guest's buffers into the other's, or has the other guest
+// map its pages, and there is no worker that receives.
+//
 // Not done here: filtering by MAC address, VLAN or promiscuity (the guest is
 // given every frame that the backend has; the rules are accepted, and the guest
 // filters again itself), receive-side scaling by a guest's hash key, UDP
@@ -88,11 +92,13 @@ type Backend interface {
 
 // Config says what device to make.
 type Config struct {
+	// Backend is the far end, or nil if Switch is.
 	Backend Backend
+	Switch  Switch
 	// MAC is the guest's address; zero for one made up at random.
 	MAC [6]byte
 	// Pairs is the number of queue pairs, 1 to MaxPairs; 0 for 1. It is cut to
-	// what the backend has. One for each vCPU serves best.
+	// what the far end has. One for each vCPU serves best.
 	Pairs int
 	// Log takes the few lines of what goes wrong; nil for slog's default.
 	Log *slog.Logger
@@ -112,7 +118,9 @@ type Stats struct {
 
 // Net is a network device. It implements virtio.Device.
 type Net struct {
-	backend Backend
+	backend Backend // or nil
+	sw      Switch  // or nil
+	far     far     // one of the two
 	log     *slog.Logger
 	pairs   int
 	config  config
@@ -128,6 +136,8 @@ type Net struct {
 	accept   frame.Offloads // what the driver takes
 	allowed  frame.Offloads // what the driver may leave undone
 	queues   []*virtio.Queue
+	bays     []*bay    // of a Switch, by pair
+	senders  []*sender // of a Switch
 	workers  sync.WaitGroup
 	active   atomic.Int32 // queue pairs in use
 	mu       sync.Mutex   // guards stopping and changes of active
@@ -135,7 +145,17 @@ type Net struct {
 	stopping bool
 }
 
-var _ virtio.Device = (*Net)(nil)
+var (
+	_ virtio.Device = (*Net)(nil)
+	_ frame.Sink    = (*Net)(nil)
+)
+
+// far is what both kinds of far ends say of themselves.
+type far interface {
+	Queues() int
+	Offloads() frame.Offloads
+	MTU() int
+}
 
 // New makes a device. The backend stays the caller's, who closes it after the
 // device's last Stop.
@@ -155,14 +175,21 @@ func New(c Config) (*Net, error) {
 		}
 		c.MAC[0] = c.MAC[0]&^1 | 2 // one device, locally administered
 	}
-	mtu := c.Backend.MTU()
+	if (c.Backend == nil) == (c.Switch == nil) {
+		return nil, errors.New("network device: it needs one far end: a Backend or a Switch")
+	}
+	end := far(c.Backend)
+	if c.Switch != nil {
+		end = c.Switch
+	}
+	mtu := end.MTU()
 	if mtu < 0 || mtu > math.MaxUint16 {
 		return nil, fmt.Errorf("network device: MTU %d: it can be at most %d", mtu, math.MaxUint16)
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	n := &Net{backend: c.Backend, log: c.Log, pairs: min(c.Pairs, c.Backend.Queues())}
+	n := &Net{backend: c.Backend, sw: c.Switch, far: end, log: c.Log, pairs: min(c.Pairs, end.Queues())}
 	n.change = sync.NewCond(&n.mu)
 	n.config = config{mac: c.MAC, pairs: uint16(n.pairs), mtu: uint16(mtu)}
 	return n, nil
@@ -181,7 +208,7 @@ func (n *Net) Features() uint64 {
 		f |= featureMQ
 	}
 	for _, o := range offloads {
-		if n.backend.Offloads().Has(o.offload) {
+		if n.far.Offloads().Has(o.offload) {
 			f |= o.host | o.guest
 		}
 	}
@@ -261,9 +288,6 @@ func (n *Net) WriteConfig(uint64, []byte) {}
 func (n *Net) Start(features uint64, queues []*virtio.Queue) error {
 	n.features = features
 	n.allowed, n.accept = agreed(features)
-	if err := n.backend.Attach(1, n.accept); err != nil {
-		return fmt.Errorf("network device: %w", err)
-	}
 	n.queues = queues
 	n.stopping = false
 	n.active.Store(1)
@@ -274,14 +298,18 @@ func (n *Net) Start(features uint64, queues []*virtio.Queue) error {
 	if features&featureMQ == 0 {
 		pairs = 1
 	}
-	for i := range pairs {
-		if q := queues[2*i]; q != nil {
-			r := newReceiver(n, i, q)
-			n.workers.Go(r.run)
+	n.bays = make([]*bay, pairs)
+	for i, q := range queues[:2*pairs] {
+		if n.sw != nil && q != nil && i%2 == 0 {
+			n.bays[i/2] = newBay(n, q)
 		}
-		if q := queues[2*i+1]; q != nil {
-			t := &transmitter{net: n, pair: i, queue: q}
-			n.workers.Go(t.run)
+	}
+	if err := n.attach(1); err != nil {
+		return fmt.Errorf("network device: %w", err)
+	}
+	for i, q := range queues[:2*pairs] {
+		if q != nil {
+			n.serve(i/2, i%2 == 0, q)
 		}
 	}
 	if q := queues[2*pairs]; q != nil && features&featureCtrlVQ != 0 {
@@ -291,11 +319,42 @@ func (n *Net) Start(features uint64, queues []*virtio.Queue) error {
 	return nil
 }
 
+// attach takes pairs queue pairs of the far end into use.
+func (n *Net) attach(pairs int) error {
+	if n.sw != nil {
+		return n.sw.Attach(pairs, n.accept, n)
+	}
+	return n.backend.Attach(pairs, n.accept)
+}
+
+// serve has a queue of a pair served by a worker.
+func (n *Net) serve(pair int, receive bool, q *virtio.Queue) {
+	switch {
+	case n.sw != nil && receive:
+		l := &listener{net: n, pair: pair, queue: q}
+		n.workers.Go(l.run)
+	case n.sw != nil:
+		s := newSender(n, pair, q)
+		n.senders = append(n.senders, s)
+		n.workers.Go(s.run)
+	case receive:
+		r := newReceiver(n, pair, q)
+		n.workers.Go(r.run)
+	default:
+		t := &transmitter{net: n, pair: pair, queue: q}
+		n.workers.Go(t.run)
+	}
+}
+
 // Stop ends service and returns when all workers have.
 func (n *Net) Stop() {
 	n.mu.Lock()
 	n.stopping = true
-	n.backend.Interrupt()
+	if n.sw != nil {
+		n.sw.Detach()
+	} else {
+		n.backend.Interrupt()
+	}
 	n.change.Broadcast()
 	n.mu.Unlock()
 	for _, q := range n.queues {
@@ -304,7 +363,15 @@ func (n *Net) Stop() {
 		}
 	}
 	n.workers.Wait()
-	n.queues = nil
+	for _, b := range n.bays {
+		if b != nil {
+			b.clear()
+		}
+	}
+	for _, s := range n.senders {
+		s.reap()
+	}
+	n.queues, n.bays, n.senders = nil, nil, nil
 }
 
 // setPairs takes pairs queue pairs into use.
@@ -314,7 +381,7 @@ func (n *Net) setPairs(pairs int) error {
 	if n.stopping {
 		return errors.New("the device is stopping")
 	}
-	if err := n.backend.Attach(pairs, n.accept); err != nil {
+	if err := n.attach(pairs); err != nil {
 		return err
 	}
 	n.active.Store(int32(pairs))
