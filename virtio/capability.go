@@ -14,6 +14,7 @@ const (
 	capISR    = 3
 	capDevice = 4
 	capPCI    = 5
+	capShared = 8
 )
 
 const (
@@ -27,6 +28,7 @@ const (
 	capLen    = 0
 	capType   = 1
 	capBAR    = 2
+	capID     = 3
 	capOffset = 6
 	capLength = 10
 	capSize   = 14
@@ -38,11 +40,12 @@ const (
 func (t *Transport) configure() {
 	pba := tableOffset + t.msix.TableSize()
 	id := t.dev.ID()
+	region, memory := t.sharedMemory()
 	t.config = pci.NewConfig(pci.Header{
 		Vendor: vendorID, Device: deviceIDBase + uint16(id), Revision: 1,
 		SubVendor: vendorID, Subsystem: deviceIDBase + uint16(id),
 		Class: id.class(),
-		BAR:   1 << bits.Len64(pba+t.msix.PBASize()-1),
+		BAR:   1 << bits.Len64(pba+t.msix.PBASize()-1), Memory: uint64(len(memory)),
 	})
 	structure := func(kind byte, offset, length uint32, more ...byte) {
 		body := make([]byte, capSize, capSize+len(more))
@@ -57,6 +60,23 @@ func (t *Transport) configure() {
 	structure(capDevice, configOffset, configSize)
 	t.config.Add(t.msix.Capability(tableOffset, uint32(pba)))
 	t.config.Add(t.window())
+	if memory != nil {
+		t.config.Add(sharedMemory(region, uint64(len(memory))))
+	}
+}
+
+// memoryBAR holds the shared memory region.
+const memoryBAR = 2
+
+// sharedMemory is the capability of a region that fills its BAR, a
+// virtio_pci_cap64 (virtio 1.2 §4.1.4.7).
+func sharedMemory(id uint8, length uint64) pci.Capability {
+	const upperLength, size = capSize + 4, capSize + 8 // and the upper half of the offset before it
+	body := make([]byte, size)
+	body[capLen], body[capType], body[capBAR], body[capID] = 2+size, capShared, memoryBAR, id
+	binary.LittleEndian.PutUint32(body[capLength:], uint32(length))
+	binary.LittleEndian.PutUint32(body[upperLength:], uint32(length>>32))
+	return pci.Capability{ID: idVendor, Body: body}
 }
 
 // window is the capability by which a guest that cannot map BARs yet reaches

@@ -8,8 +8,8 @@
 // device stopped (NEEDS_RESET) until it resets it, and costs one log line.
 //
 // Not done here: packed queues, legacy and transitional devices, INTx, the MMIO
-// and channel transports, resets of single queues, notification data, and
-// shared memory regions.
+// and channel transports, resets of single queues, notification data, and more
+// than one shared memory region of a device.
 package virtio
 
 import "strconv"
@@ -24,6 +24,7 @@ const (
 	IDConsole DeviceID = 3
 	IDEntropy DeviceID = 4
 	IDVsock   DeviceID = 19
+	IDFS      DeviceID = 26
 )
 
 func (id DeviceID) String() string {
@@ -38,6 +39,8 @@ func (id DeviceID) String() string {
 		return "rng"
 	case IDVsock:
 		return "vsock"
+	case IDFS:
+		return "fs"
 	}
 	return strconv.Itoa(int(id))
 }
@@ -47,7 +50,7 @@ func (id DeviceID) class() uint32 {
 	switch id {
 	case IDNet:
 		return 0x020000 // Ethernet controller
-	case IDBlock:
+	case IDBlock, IDFS:
 		return 0x018000 // other mass storage
 	case IDConsole, IDVsock:
 		return 0x078000 // other communication
@@ -82,4 +85,14 @@ type Device interface {
 	// succeeded, once, on reset, on a broken queue, or when the guest ends;
 	// Start may follow.
 	Stop()
+}
+
+// SharedMemory is a Device with a shared memory region (virtio 1.2 §2.10): memory
+// of the host that the guest's driver uses like RAM.
+type SharedMemory interface {
+	// SharedMemory is the region's id and its memory, of a power of two of bytes
+	// from a page; none if it is nil. It is the same at every call, is mapped while
+	// a Transport of the Device is open, and what it holds is between Device and
+	// driver.
+	SharedMemory() (id uint8, memory []byte)
 }

@@ -70,6 +70,7 @@ type Transport struct {
 	running      bool // between the Device's Start and Stop
 	base         uint64
 	mapped       bool
+	memory       uint64 // where the shared memory region is mapped, or 0
 	deviceSelect uint32
 	driverSelect uint32
 	accepted     uint64
@@ -129,6 +130,41 @@ func (t *Transport) Moved(base uint64, mapped bool) {
 		t.unbind(&t.queues[i])
 		t.bind(&t.queues[i])
 	}
+}
+
+// sharedMemory is the Device's region, if it has one.
+func (t *Transport) sharedMemory() (id uint8, memory []byte) {
+	if d, ok := t.dev.(SharedMemory); ok {
+		return d.SharedMemory()
+	}
+	return 0, nil
+}
+
+// MovedMemory maps the shared memory region at BAR 2's new place.
+func (t *Transport) MovedMemory(base uint64, mapped bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unmapMemory()
+	if !mapped || t.closed {
+		return
+	}
+	_, memory := t.sharedMemory()
+	if err := t.host.MapMemory(base, memory); err != nil {
+		t.log.Error("the guest cannot reach the device's memory", "err", err)
+		return
+	}
+	t.memory = base
+}
+
+func (t *Transport) unmapMemory() {
+	if t.memory == 0 {
+		return
+	}
+	_, memory := t.sharedMemory()
+	if err := t.host.UnmapMemory(t.memory, memory); err != nil {
+		t.log.Error("the device's memory stays where it was", "err", err)
+	}
+	t.memory = 0
 }
 
 // Read is a guest's read of BAR 0.
@@ -392,6 +428,7 @@ func (t *Transport) Stats() Stats {
 func (t *Transport) Close() error {
 	t.mu.Lock()
 	t.reset()
+	t.unmapMemory()
 	t.closed = true
 	t.mu.Unlock()
 	t.halts.Wait()

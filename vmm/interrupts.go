@@ -170,8 +170,9 @@ func (v *vector) Close() error {
 
 // plug is the pci.Host of one machine.
 type plug struct {
-	vms []*kvm.VM
-	irq *interrupts
+	vms    []*kvm.VM
+	irq    *interrupts
+	memory *slots
 }
 
 func (p plug) NewVector() (pci.Vector, error) { return p.irq.newVector() }
@@ -188,6 +189,31 @@ func (p plug) BindDoorbell(addr uint64, fd int) error {
 		}
 	}
 	return nil
+}
+
+// MapMemory is done in every VM: the slots are of the devices' memory from here on.
+func (p plug) MapMemory(addr uint64, memory []byte) error {
+	slot := p.memory.take(addr)
+	for i, vm := range p.vms {
+		if err := vm.SetMemory(slot, addr, memory); err != nil {
+			for _, done := range p.vms[:i] {
+				err = errors.Join(err, done.SetMemory(slot, addr, nil))
+			}
+			p.memory.put(addr)
+			return err
+		}
+	}
+	return nil
+}
+
+// UnmapMemory takes the slot away.
+func (p plug) UnmapMemory(addr uint64, _ []byte) error {
+	slot := p.memory.put(addr)
+	var errs []error
+	for _, vm := range p.vms {
+		errs = append(errs, vm.SetMemory(slot, addr, nil))
+	}
+	return errors.Join(errs...)
 }
 
 func (p plug) UnbindDoorbell(addr uint64, fd int) error {

@@ -122,8 +122,10 @@ func (m *machine) plug(cfg *Config, out *devices.Output, functions []virtio.Devi
 		_, _ = m.set.SignalMSI(addr, data)
 	})
 	m.serial = devices.NewSerial(out, m.ioapic.Line(boot.COM1GSI))
-	host := plug{m.vms, m.irq}
+	host := plug{m.vms, m.irq, &slots{}}
 	root := pci.NewRoot(&m.mmio, boot.Window32, boot.Window32Size)
+	high := boot.Window64(m.space.RAM())
+	root.SetHigh(uint64(high.Start), high.Size)
 	exit := devices.DebugExit{Exit: func(code int) {
 		m.end(ending{outcome: Outcome{Kind: DebugExit, Code: code, Reason: fmt.Sprintf("the guest exited with code %d", code)}})
 	}}

@@ -19,6 +19,7 @@ const (
 	regClass        = 0x09
 	regCacheLine    = 0x0c
 	regBAR0         = 0x10
+	regBAR2         = 0x18 // and its upper half
 	regSubVendor    = 0x2c
 	regSubsystem    = 0x2e
 	regCapabilities = 0x34
@@ -32,6 +33,10 @@ const (
 	commandNoINTx = 1 << 10
 
 	statusCapabilities = 1 << 4
+
+	// Of a memory BAR: it is of 64 bits, and reads have no effect.
+	bar64           = 2 << 1
+	barPrefetchable = 1 << 3
 )
 
 // Header identifies a function.
@@ -41,6 +46,7 @@ type Header struct {
 	Revision             uint8
 	Class                uint32 // class, subclass and interface: 24 bits
 	BAR                  uint32 // bytes of BAR 0, a 32-bit memory BAR: a power of two from 16, or 0 for none
+	Memory               uint64 // bytes of BAR 2, a 64-bit prefetchable memory BAR: a power of two from 4096, or 0 for none
 }
 
 // Capability is an entry of a function's capability list.
@@ -66,8 +72,9 @@ type capability struct {
 type Config struct {
 	data, mask [ConfigSize]byte
 	bar        uint32
-	top        int // first byte free for capabilities
-	link       int // where the next capability's address goes
+	memory     uint64 // size of BAR 2
+	top        int    // first byte free for capabilities
+	link       int    // where the next capability's address goes
 	caps       []capability
 }
 
@@ -76,7 +83,10 @@ func NewConfig(h Header) *Config {
 	if h.BAR != 0 && (h.BAR < 16 || h.BAR&(h.BAR-1) != 0) {
 		panic(fmt.Sprintf("pci: a BAR of %d bytes", h.BAR))
 	}
-	c := &Config{bar: h.BAR, top: headerSize, link: regCapabilities}
+	if h.Memory != 0 && (h.Memory < 4096 || h.Memory&(h.Memory-1) != 0) {
+		panic(fmt.Sprintf("pci: memory of %d bytes", h.Memory))
+	}
+	c := &Config{bar: h.BAR, memory: h.Memory, top: headerSize, link: regCapabilities}
 	le := binary.LittleEndian
 	le.PutUint16(c.data[regVendor:], h.Vendor)
 	le.PutUint16(c.data[regDevice:], h.Device)
@@ -87,6 +97,11 @@ func NewConfig(h Header) *Config {
 	if h.BAR != 0 {
 		command |= commandMemory
 		le.PutUint32(c.mask[regBAR0:], -h.BAR)
+	}
+	if h.Memory != 0 {
+		command |= commandMemory
+		le.PutUint64(c.mask[regBAR2:], -h.Memory)
+		c.data[regBAR2] = bar64 | barPrefetchable
 	}
 	le.PutUint16(c.mask[regCommand:], command)
 	c.mask[regCacheLine] = 0xff
@@ -153,4 +168,10 @@ func overlap(k capability, offset uint64, n int) (from, to int) {
 func (c *Config) decodes() (base uint64, on bool) {
 	command := binary.LittleEndian.Uint16(c.data[regCommand:])
 	return uint64(binary.LittleEndian.Uint32(c.data[regBAR0:])), c.bar != 0 && command&commandMemory != 0
+}
+
+// decodesMemory says so of BAR 2.
+func (c *Config) decodesMemory() (base uint64, on bool) {
+	command := binary.LittleEndian.Uint16(c.data[regCommand:])
+	return binary.LittleEndian.Uint64(c.data[regBAR2:]) &^ 0xf, c.memory != 0 && command&commandMemory != 0
 }

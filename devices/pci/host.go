@@ -27,4 +27,9 @@ type Host interface {
 	BindDoorbell(addr uint64, fd int) error
 	// UnbindDoorbell ends what BindDoorbell with the same arguments began.
 	UnbindDoorbell(addr uint64, fd int) error
+	// MapMemory shows the guest memory at the guest-physical address addr, as if
+	// it were RAM. memory must stay mapped, though what is mapped there may change.
+	MapMemory(addr uint64, memory []byte) error
+	// UnmapMemory ends what MapMemory with the same arguments began.
+	UnmapMemory(addr uint64, memory []byte) error
 }

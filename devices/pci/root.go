@@ -1,5 +1,6 @@
 // Package pci is a PCI root complex with one bus: config space through ECAM,
-// functions with one 32-bit memory BAR each, and MSI-X.
+// functions with a 32-bit memory BAR for registers and a 64-bit one for memory
+// each, and MSI-X.
 //
 // The monitor assigns every BAR before the guest starts; a guest turns decoding
 // on by the command register, and may move a BAR. One that it moves out of the
@@ -11,6 +12,7 @@
 package pci
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sync"
 
@@ -35,31 +37,54 @@ type Function interface {
 	Moved(base uint64, mapped bool)
 }
 
+// Memory is a Function whose Config has a BAR 2. Nothing of ours answers there:
+// the Function has its pci.Host map what the guest sees.
+type Memory interface {
+	// MovedMemory is Moved of BAR 2.
+	MovedMemory(base uint64, mapped bool)
+}
+
 // Root is the root complex. Its methods may be called from many goroutines. Its
 // lock is held while a Function's Moved, and a Capability's Load and Store, run;
 // Functions never call a Root, so it comes first in the order of locks.
 type Root struct {
-	mmio          *devices.Bus
-	start, window uint64 // what BARs may decode
+	mmio      *devices.Bus
+	low, high span // what BARs 0 and 2 may decode
 
-	mu    sync.Mutex
-	free  uint64 // where the next BAR goes
-	slots []*slot
+	mu       sync.Mutex
+	free     uint64 // where the next BAR 0 goes
+	freeHigh uint64 // and the next BAR 2
+	slots    []*slot
 }
 
 type slot struct {
 	fn     Function
 	base   uint64 // where BAR 0 is on the bus
 	mapped bool
+
+	memory       uint64 // where BAR 2 is
+	memoryMapped bool
 }
 
-// NewRoot makes a root complex whose BARs lie in the size bytes from start,
+// span is a range of addresses.
+type span struct{ start, size uint64 }
+
+// holds says whether n bytes at base lie inside.
+func (s span) holds(base, n uint64) bool {
+	return base >= s.start && base-s.start <= s.size && n <= s.size-(base-s.start)
+}
+
+// NewRoot makes a root complex whose BARs 0 lie in the size bytes from start,
 // below 4 GiB and kept free on mmio for it. Device 0 is its host bridge.
 func NewRoot(mmio *devices.Bus, start, size uint64) *Root {
-	r := &Root{mmio: mmio, start: start, window: size, free: start}
+	r := &Root{mmio: mmio, low: span{start, size}, free: start}
 	r.slots = []*slot{{fn: bridge{NewConfig(Header{Vendor: 0x1b36, Device: 0x0008, Class: 0x060000})}}}
 	return r
 }
+
+// SetHigh gives it the size bytes from start, of which nothing else answers, for
+// BARs 2. It comes before Add.
+func (r *Root) SetHigh(start, size uint64) { r.high, r.freeHigh = span{start, size}, start }
 
 // bridge is the host bridge: a header and nothing else.
 type bridge struct{ config *Config }
@@ -82,19 +107,30 @@ func (r *Root) Add(fn Function) error {
 	if n := uint64(c.bar); n != 0 {
 		base := (r.free + n - 1) &^ (n - 1)
 		if !r.inside(base, n) {
-			return fmt.Errorf("pci: no room for a BAR of %#x bytes in the window %#x+%#x", n, r.start, r.window)
+			return fmt.Errorf("pci: no room for a BAR of %#x bytes in the window %#x+%#x", n, r.low.start, r.low.size)
 		}
 		r.free = base + n
 		for i := range 4 {
 			c.data[regBAR0+i] = byte(base >> (8 * i))
 		}
 	}
+	if n := c.memory; n != 0 {
+		if _, ok := fn.(Memory); !ok {
+			panic("pci: a function with memory does not hear where it is")
+		}
+		base := (r.freeHigh + n - 1) &^ (n - 1)
+		if !r.high.holds(base, n) {
+			return fmt.Errorf("pci: no room for %#x bytes of a device's memory in the window %#x+%#x", n, r.high.start, r.high.size)
+		}
+		r.freeHigh = base + n
+		binary.LittleEndian.PutUint64(c.data[regBAR2:], base|uint64(c.data[regBAR2]))
+	}
 	r.slots = append(r.slots, &slot{fn: fn})
 	return nil
 }
 
 func (r *Root) inside(base, n uint64) bool {
-	return base >= r.start && base-r.start <= r.window && n <= r.window-(base-r.start) && base+n <= 1<<32
+	return r.low.holds(base, n) && base+n <= 1<<32
 }
 
 // locate finds the function and register of an ECAM access: nil where there is
@@ -130,8 +166,9 @@ func (r *Root) Write(offset uint64, p []byte) {
 		return
 	}
 	s.fn.Config().Write(reg, p)
-	if reg < regBAR0+4 && reg+uint64(len(p)) > regCommand {
+	if reg < regBAR2+8 && reg+uint64(len(p)) > regCommand {
 		r.settle()
+		r.settleMemory()
 	}
 }
 
@@ -157,4 +194,33 @@ func (r *Root) settle() {
 			s.fn.Moved(base, true)
 		}
 	}
+}
+
+// settleMemory does so for BARs 2.
+func (r *Root) settleMemory() {
+	for _, s := range r.slots {
+		if base, on := s.fn.Config().decodesMemory(); s.memoryMapped && (!on || base != s.memory) {
+			s.memoryMapped = false
+			s.fn.(Memory).MovedMemory(0, false)
+		}
+	}
+	for _, s := range r.slots {
+		n := s.fn.Config().memory
+		base, on := s.fn.Config().decodesMemory()
+		if s.memoryMapped || !on || !r.high.holds(base, n) || r.memoryAt(base, n) {
+			continue
+		}
+		s.memory, s.memoryMapped = base, true
+		s.fn.(Memory).MovedMemory(base, true)
+	}
+}
+
+// memoryAt says whether a BAR 2 is mapped somewhere in the n bytes at base.
+func (r *Root) memoryAt(base, n uint64) bool {
+	for _, s := range r.slots {
+		if s.memoryMapped && base < s.memory+s.fn.Config().memory && s.memory < base+n {
+			return true
+		}
+	}
+	return false
 }

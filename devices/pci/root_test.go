@@ -46,6 +46,9 @@ func (h *host) NewVector() (pci.Vector, error) {
 }
 
 func (h *host) BindDoorbell(uint64, int) error   { return nil }
+func (h *host) MapMemory(uint64, []byte) error   { return nil }
+func (h *host) UnmapMemory(uint64, []byte) error { return nil }
+
 func (h *host) UnbindDoorbell(uint64, int) error { return nil }
 
 func (v *vector) Route(m pci.Message) error {
