@@ -1,127 +1,213 @@
-// Package segment is a virtual Ethernet between the guests of one monitor.
+// Package segment is a virtual Ethernet between the guests of one monitor: a
+// switch that its guests' network devices are plugged into.
+//
+// A frame never lies in the switch. The goroutine that takes it from a guest puts
+// it into the buffers of the guest that it is for, with no step between: whole
+// pages that the sender shares already with a disk's cache, or with others, are
+// mapped into the receiver, and the rest is copied once. Checksums and TCP
+// segments that the sender left undone are left so for receivers that agree.
+// Where a receiver has no buffers the frame waits in the sender's memory, for a
+// while, and what comes after it for others goes on.
+//
+// Every guest has one address, that it was given, and its frames are delivered
+// by that: the rest are for trusted ends (an uplink), behind which addresses are
+// learned. Groups are flooded. A port may not send from another address, nor claim
+// an IP address in ARP that was leased to another.
+//
+// # Order of locks
+//
+//  1. Port.mu: attached or not.
+//  2. inlet.mu, one per receive queue, never two at a time: held while a frame is
+//     delivered into it, so inside are those of the receiving guest's memory.
+//  3. Segment.mu (addresses), policy.mu, Station's: short, and nothing inside.
+//
+// Not done here: multicast snooping (groups are flooded, and guests filter), VLANs
+// (tags are carried), spanning trees (there are no loops: ends are not bridges,
+// but for uplinks), guards for IPv6's neighbour discovery and for IP sources,
+// fragmentation.
 package segment
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
-	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"disco/net/frame"
 )
 
-// DefaultMTU is the largest IP packet, unless told otherwise: a TCP segment
-// carries one page after IPv4 and TCP headers with timestamps.
-const DefaultMTU = 4096 + 20 + 20 + 12
-
-// MaxMTU is the largest MTU.
-const MaxMTU = 65535
-
-// MinMTU is the smallest MTU: what IPv6 asks for.
-const MinMTU = 1280
-
-// MaxQueues is the largest number of queue pairs of a Port.
-const MaxQueues = 8
-
-// Mode says when pages are mapped into a receiver in place of copying them.
-type Mode int
-
 const (
-	// MapAuto is when it will probably pay.
-	MapAuto Mode = iota
-	// MapAlways is whenever it can be done.
-	MapAlways
-	// MapNever is not at all.
-	MapNever
+	// DefaultMTU is the largest IP packet, unless told otherwise: with the headers
+	// of IPv4 and of TCP with timestamps it has one page of payload, so that
+	// segments of a stream that begins with a page consist of whole pages.
+	DefaultMTU = 4096 + 20 + 20 + 12
+	// MinMTU is what IPv6 asks for.
+	MinMTU = 1280
+	// MaxMTU is the longest IP packet.
+	MaxMTU = 65535
+	// MaxQueues is the largest number of queue pairs of a Port.
+	MaxQueues = 8
+	// MaxEnds is the largest number of ports and stations of a Segment.
+	MaxEnds = 1024
 )
 
-func (m Mode) String() string { return [...]string{"auto", "always", "never"}[m] }
+// offloads is what frames may carry.
+const offloads = frame.Checksum | frame.TSO4 | frame.TSO6 | frame.ECN
 
 // Config says what segment to make.
 type Config struct {
 	Name string
 	// MTU is the largest IP packet in bytes, MinMTU to MaxMTU; 0 for DefaultMTU.
 	MTU int
+	// Log gets what the operator should know; nil for slog's default.
 	Log *slog.Logger
 }
 
-// Segment is one virtual Ethernet.
+// Segment is one virtual Ethernet. Its methods, and those of its ports and
+// stations, may be called from many goroutines.
 type Segment struct {
-	config Config
+	name string
+	mtu  int
+	log  *slog.Logger
+	born time.Time
+
+	ends     atomic.Pointer[[]*end] // in the order of Connect; changed under mu
+	captures atomic.Pointer[[]*capture]
+
+	mu    sync.RWMutex
+	table table
 }
 
-// New makes a segment without ports.
-func New(c Config) (*Segment, error) { return &Segment{config: c}, nil }
+// New makes a segment with nobody on it. The caller owns it and must Close it.
+func New(c Config) (*Segment, error) {
+	if c.MTU == 0 {
+		c.MTU = DefaultMTU
+	}
+	if c.MTU < MinMTU || c.MTU > MaxMTU {
+		return nil, fmt.Errorf("segment %s: MTU %d: it can be %d to %d", c.Name, c.MTU, MinMTU, MaxMTU)
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	s := &Segment{name: c.Name, mtu: c.MTU, log: c.Log.With("segment", c.Name), born: time.Now(), table: newTable()}
+	s.ends.Store(new([]*end))
+	s.captures.Store(new([]*capture))
+	return s, nil
+}
 
-// Close ends a segment. Its ports and stations must be closed.
-func (s *Segment) Close() error { return nil }
+// Name is what the segment is called.
+func (s *Segment) Name() string { return s.name }
 
 // MTU is the largest IP packet in bytes.
-func (s *Segment) MTU() int { return s.config.MTU }
+func (s *Segment) MTU() int { return s.mtu }
 
-// PortConfig says what port to make.
-type PortConfig struct {
-	Name string
-	// MAC is the address of the guest, who may use no other.
-	MAC [6]byte
-	// Map says what of the frames that the guest gets is mapped.
-	Map Mode
-	// Rate is the most that the guest may send, in bytes a second; 0 for all.
-	Rate uint64
-	// Queues is how many queue pairs there are, 1 to MaxQueues; 0 for 1.
-	Queues int
-	// Trusted guests may send from any address.
-	Trusted bool
+// Close ends a segment that nobody is on any more.
+func (s *Segment) Close() error {
+	if n := len(*s.ends.Load()); n != 0 {
+		return fmt.Errorf("segment %s: %d ports and stations are still there", s.name, n)
+	}
+	return nil
 }
 
-// Port is where a guest's network device is plugged in (netdev.Switch).
-type Port struct{ c PortConfig }
+// now is a clock for ages.
+func (s *Segment) now() time.Duration { return time.Since(s.born) }
 
-// Connect makes a port. The caller owns it, and closes it after the last Detach.
-func (s *Segment) Connect(c PortConfig) (*Port, error) { return &Port{c}, nil }
-
-// Close unplugs a port.
-func (p *Port) Close() error { return nil }
-
-// Lease says that an IP address is the port's: no other port may claim it in ARP.
-func (p *Port) Lease(ip netip.Addr) {}
-
-// Stats reads the counters.
-func (p *Port) Stats() PortStats { return PortStats{} }
-
-// StationConfig says what station to make.
-type StationConfig struct {
-	Name string
-	MAC  [6]byte
-	// Trusted stations may send from any address, and are sent frames for addresses
-	// that were seen behind them.
-	Trusted bool
-	// Offloads is what Deliver takes undone.
-	Offloads frame.Offloads
-	// Deliver gets each frame for the station: its frame.Header, then its bytes. It
-	// is called on the station's own goroutine and may block; what comes meanwhile
-	// waits, or is dropped. It does not keep the frame.
-	Deliver func(frame []byte)
+// join puts an end on the segment.
+func (s *Segment) join(e *end) error {
+	if e.mac.group() || e.mac == (addr{}) {
+		return fmt.Errorf("segment %s: %s: %v is no device's address", s.name, e.name, e.mac)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := *s.ends.Load()
+	if len(list) == MaxEnds {
+		return fmt.Errorf("segment %s: more than %d ports and stations", s.name, MaxEnds)
+	}
+	if other := s.table.owner(e.mac); other != nil {
+		return fmt.Errorf("segment %s: %s: address %v is that of %s", s.name, e.name, e.mac, other.name)
+	}
+	s.table.own(e)
+	list = append(slices.Clone(list), e)
+	s.ends.Store(&list)
+	return nil
 }
 
-// Station is an end of the segment inside the monitor.
-type Station struct{}
+var errGone = errors.New("it is not there any more")
 
-// Station makes a station. The caller owns it and must Close it.
-func (s *Segment) Station(c StationConfig) (*Station, error) { return &Station{}, nil }
+// leave takes an end off the segment.
+func (s *Segment) leave(e *end) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := slices.Clone(*s.ends.Load())
+	i := slices.Index(list, e)
+	if i < 0 {
+		return fmt.Errorf("segment %s: %s: %w", s.name, e.name, errGone)
+	}
+	list = slices.Delete(list, i, i+1)
+	s.ends.Store(&list)
+	s.table.forget(e)
+	return nil
+}
 
-// Send sends a frame: its frame.Header, then its bytes. It is kept no longer than
-// until Send returns.
-func (t *Station) Send(frame []byte) error { return errors.ErrUnsupported }
+// feed is one goroutine at a time that sends: a transmit queue, or a station.
+type feed struct {
+	touched []*inlet // have frames that their guests were not told of
+	timer   *time.Timer
+	bufs    [][]byte // for captures
+}
 
-// Lease says that an IP address is the station's.
-func (t *Station) Lease(ip netip.Addr) {}
+// flush tells the receivers.
+func (d *feed) flush() {
+	for i, in := range d.touched {
+		in.flush()
+		d.touched[i] = nil
+	}
+	d.touched = d.touched[:0]
+}
 
-// Close ends a station. Deliver is not called any more when it returns.
-func (t *Station) Close() error { return nil }
+func (d *feed) touch(in *inlet) {
+	if !slices.Contains(d.touched, in) {
+		d.touched = append(d.touched, in)
+	}
+}
 
-// Capture has see called with every frame that is accepted from a port or
-// station, before it is delivered: bufs are its frame.Header, then its bytes. It
-// is called on the goroutines that send, and must not keep bufs. stop ends it: see
-// is not called any more when stop returns.
-func (s *Segment) Capture(see func(t time.Time, bufs [][]byte)) (stop func()) { return func() {} }
+// send switches a frame. If it is true the frame is kept until its Done; it is
+// never if it is lent, for the time of the call only.
+func (s *Segment) send(from *end, d *feed, f *frame.Frame, queue int, lent bool) (kept bool) {
+	var h heads
+	if r := from.admit(&h, f); r != noDrop {
+		from.drop(r)
+		return false
+	}
+	from.sent.add(f.Len)
+	if list := *s.captures.Load(); len(list) > 0 {
+		s.show(list, d, f)
+	}
+	from.outlet.sent(&h, queue)
+	if from.trusted {
+		s.learn(h.src, from)
+	}
+	if !h.dst.group() {
+		if to := s.find(h.dst); to != nil {
+			if to == from {
+				from.drop(Nowhere)
+				return false
+			}
+			return to.outlet.give(from, d, f, &h, lent)
+		}
+	}
+	some := false
+	for _, to := range *s.ends.Load() {
+		if to != from && (to.trusted || h.dst.group()) {
+			to.outlet.give(from, d, f, &h, true)
+			some = true
+		}
+	}
+	if !some {
+		from.drop(Nowhere)
+	}
+	return false
+}

@@ -2,6 +2,7 @@ package netdev
 
 import (
 	"errors"
+	"sync/atomic"
 
 	"disco/memory"
 	"disco/memory/arena"
@@ -67,6 +68,7 @@ type sender struct {
 	made  int          // packets
 	free  []*packet    // of them; the worker's
 	back  chan *packet // were kept, and are done
+	late  atomic.Int32 // how many of them came since the worker looked
 }
 
 func newSender(n *Net, pair int, q *virtio.Queue) *sender {
@@ -107,7 +109,9 @@ func (s *sender) packet() *packet {
 	p := new(packet)
 	p.frame.Done = func() {
 		s.back <- p
-		s.queue.Kick()
+		if s.late.Add(1) == 1 {
+			s.queue.Kick()
+		}
 	}
 	return p
 }
@@ -115,6 +119,7 @@ func (s *sender) packet() *packet {
 // reap gives the driver back what was kept and is done.
 func (s *sender) reap() {
 	some := false
+	s.late.Store(0)
 	for {
 		select {
 		case p := <-s.back:
