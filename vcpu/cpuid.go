@@ -92,8 +92,21 @@ const (
 	kvmAsyncPFInt    = 1 << 14
 	kvmMigration     = 1 << 17
 	kvmClockStable   = 1 << 24
-	kvmNotAcrossVMs  = kvmAsyncPF | kvmPVUnhalt | kvmAsyncPFVMExit | kvmAsyncPFInt | kvmMigration | kvmClockStable
+	kvmAsyncPFAll    = kvmAsyncPF | kvmAsyncPFVMExit | kvmAsyncPFInt
+	kvmNotAcrossVMs  = kvmAsyncPFAll | kvmPVUnhalt | kvmMigration | kvmClockStable
 )
+
+// WithoutAsyncPF takes asynchronous page faults from a vCPU's leaves, in place: a
+// page that cannot be had is waited for again and again by a guest that has them,
+// and is an error of KVM_RUN otherwise.
+func WithoutAsyncPF(entries []kvm.CPUIDEntry) []kvm.CPUIDEntry {
+	for i := range entries {
+		if entries[i].Function == leafKVMFeatures {
+			entries[i].Eax &^= kvmAsyncPFAll
+		}
+	}
+	return entries
+}
 
 // wideCPUID takes from the leaves of a vCPU, in place, what does not work when a
 // guest has several KVM VMs:

@@ -44,6 +44,10 @@ type SetOptions struct {
 	// long, before it runs its guest again, if the guest keeps count of steal time:
 	// 8 aligned bytes at that guest-physical address.
 	Stolen func(at uint64, held time.Duration)
+	// Mend, if not nil, is called on the thread of a vCPU that could not reach a
+	// page of the memory that a VM was given, and says whether it can now. Else the
+	// vCPU ends.
+	Mend func() bool
 	// Moved, if not nil, is called at the end of a Move, when the guest runs
 	// again: the caller's chance to route the vCPU's device interrupts anew.
 	Moved func(id, from, to int)
@@ -96,6 +100,7 @@ func NewSet(o SetOptions) (_ *Set, err error) {
 	for id, home := range o.Homes {
 		v := &VCPU{id: id, handler: o.Handler, entered: s.entered, done: make(chan struct{})}
 		v.tellOf(o.Stolen)
+		v.mend = o.Mend
 		v.live.Store(int32(home))
 		s.vcpus = append(s.vcpus, v)
 		for i, vm := range o.VMs {

@@ -113,6 +113,7 @@ type VCPU struct {
 	stop    atomic.Bool
 	steer   kvm.Steering                     // see Hold and Lower
 	tell    func(at uint64, d time.Duration) // or nil: see SetOptions.Stolen
+	mend    func() bool                      // or nil: see SetOptions.Mend
 	running atomic.Int32                     // threads that have not ended
 	first   sync.Once                        // sets end
 	end     End
@@ -245,6 +246,11 @@ func (v *VCPU) loop(b *incarnation) End {
 			case errors.Is(err, unix.EAGAIN):
 				// An application processor woke for INIT or SIPI.
 				continue
+			case errors.Is(err, unix.EFAULT) && v.mend != nil:
+				if v.mend() {
+					continue
+				}
+				err = fmt.Errorf("the guest used a page of a device's memory where there is none: %w", err)
 			}
 			return v.hostError(fmt.Errorf("KVM_RUN: %w", err))
 		}

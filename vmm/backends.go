@@ -27,6 +27,7 @@ type backends struct {
 	bases   *bases // the Monitor's
 	devices []virtio.Device
 	disks   []blk.Backend   // those of Config.Disks
+	folders []sharedFolder  // those of Config.Folders
 	console *console.Device // nil with ConsoleSerial
 	closers []func() error  // in the order of opening
 
@@ -54,6 +55,9 @@ func openBackends(cfg *Config, bases *bases, out *devices.Output, log *slog.Logg
 	}
 	if cfg.CloudInit != "" {
 		b.openSeed(cfg)
+	}
+	for _, f := range cfg.Folders {
+		b.openFolder(f, cfg, log)
 	}
 	var err error
 	switch {

@@ -25,7 +25,8 @@ type Config struct {
 	FromDisk    bool   // kernel, initrd and the words for the root are those in the image of Disks[0], at every restart; then Kernel and Initrd are empty
 	CloudInit   string // path of user-data for cloud-init, or of a folder with user-data and what else it takes; they are on a last disk; or empty for none
 	Nets        []Net  // eth0, eth1, … in order
-	NUMA        NUMA   // on which nodes it runs, and what becomes of its pages
+	Folders     []Folder
+	NUMA        NUMA // on which nodes it runs, and what becomes of its pages
 	Console     Console
 	Vsock       string        // path of the UNIX socket that reaches the guest's vsock, made by New; or empty for none
 	Tickets     int64         // its part of the host's CPUs, of those that want to run; 1 to scheduler.MaxTickets, 0 for DefaultTickets
@@ -44,7 +45,7 @@ const (
 	MaxCPUs = 254
 	// MinMemory is the least memory of a guest, in bytes.
 	MinMemory = 16 << 20
-	// MaxDevices is the largest number of disks and network devices together:
+	// MaxDevices is the largest number of disks, network devices and folders together:
 	// the slots of one PCI bus less the bridge, console, entropy and vsock.
 	MaxDevices = 28
 	// DefaultGrace is the time from the power button to the kill.

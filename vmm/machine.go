@@ -48,6 +48,7 @@ type machine struct {
 	ioapic     *devices.IOAPIC
 	serial     *devices.Serial
 	transports []*virtio.Transport
+	menders    []mender
 	started    bool
 	over       chan ending
 	parallel   parallel
@@ -156,6 +157,9 @@ func (m *machine) plug(cfg *Config, out *devices.Output, functions []virtio.Devi
 			return err
 		}
 		m.transports = append(m.transports, t)
+		if d, ok := d.(mender); ok {
+			m.menders = append(m.menders, d)
+		}
 		if r, ok := d.(interface{ OnResize(changed func()) }); ok {
 			r.OnResize(t.ConfigChanged)
 		}

@@ -123,6 +123,10 @@ func (m *machine) setOptions(sys *kvm.System, cfg *Config, supported []kvm.CPUID
 		CPUID:  func(id int) []kvm.CPUIDEntry { return vcpu.CPUID(supported, id, cfg.CPUs) },
 		Stolen: m.stolen,
 	}
+	if len(m.menders) > 0 {
+		o.CPUID = func(id int) []kvm.CPUIDEntry { return vcpu.WithoutAsyncPF(vcpu.CPUID(supported, id, cfg.CPUs)) }
+		o.Mend = m.mend
+	}
 	switch {
 	case len(p.nodes) > len(m.vms): // one KVM VM for all
 		o.Pin = func(id, _ int) []int { return cpusOf(p.topology, p.nodes[p.homes[id]]) }

@@ -72,13 +72,14 @@ func (c *Config) Validate() error {
 	v.share(c)
 	v.disks(c.Disks)
 	v.nets(c.Nets)
-	n := len(c.Disks) + len(c.Nets)
+	v.folders(c)
+	n := len(c.Disks) + len(c.Nets) + len(c.Folders)
 	if c.CloudInit != "" {
 		v.cloudInit(c.CloudInit)
 		n++
 	}
 	if n > MaxDevices {
-		v.add("%d disks and network devices: a guest has at most %d together", n, MaxDevices)
+		v.add("%d disks, network devices and shared folders: a guest has at most %d together", n, MaxDevices)
 	}
 	if c.Console != ConsoleVirtio && c.Console != ConsoleSerial {
 		v.add("console %d: there is no such kind", int(c.Console))

@@ -119,7 +119,7 @@ func TestValidate(t *testing.T) {
 		{name: "forward tcp and udp", change: func(_ *testing.T, c *Config) {
 			c.Nets[0].Forwards = append(c.Nets[0].Forwards, Forward{Proto: "udp", HostPort: 8080, GuestPort: 80})
 		}},
-		{name: "many devices", change: func(_ *testing.T, c *Config) { c.Nets = slices.Repeat([]Net{{}}, 27) }, want: []string{"29 disks and network devices: a guest has at most 28"}},
+		{name: "many devices", change: func(_ *testing.T, c *Config) { c.Nets = slices.Repeat([]Net{{}}, 27) }, want: []string{"29 disks, network devices and shared folders: a guest has at most 28"}},
 		{name: "console", change: func(_ *testing.T, c *Config) { c.Console = 7 }, want: []string{"console 7"}},
 		{name: "vsock long", change: func(_ *testing.T, c *Config) { c.Vsock = strings.Repeat("v", 97) }, want: []string{"at most 96 bytes, and this has 97"}},
 		{name: "vsock folder", change: func(_ *testing.T, c *Config) { c.Vsock = "/nowhere/v" }, want: []string{"its folder does not exist"}},

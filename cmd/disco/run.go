@@ -121,6 +121,7 @@ func (r *run) flags(c *cobra.Command) {
 			"to port 8080 here (of 127.0.0.1, or tcp:ADDRESS:8080:80) to port 80 of the guest, as often as needed; "+
 			"tap=NAME, a tap interface of this host, with tap=NAME,bridge=BRIDGE to put it on a bridge (needs CAP_NET_ADMIN); "+
 			"or none. Again for the next network (default user)")
+	f.Var(r.list("share", folderForm, r.addFolder), "share", folderHelp)
 	f.Var(parsed("console", "DEVICE", "virtio", &r.cfg.Console, parseConsole, &r.problems), "console",
 		"the guest's console: virtio (hvc0), or serial (ttyS0), which is slower and works without any driver")
 	f.Var(parsed("placement", "WHERE", "auto", &r.cfg.NUMA.Placement, parsePlacement, &r.problems), "placement",
@@ -387,6 +388,9 @@ func (r *run) args(where string) []string {
 		add(true, "--net", formatNet(n))
 	}
 	add(len(c.Nets) == 0, "--net", "none")
+	for _, s := range c.Folders {
+		add(true, "--share", formatFolder(s))
+	}
 	add(c.Console == vmm.ConsoleSerial, "--console", "serial")
 	add(c.NUMA.Placement.Kind != vmm.PlaceAuto, "--placement", formatPlacement(c.NUMA.Placement))
 	add(!c.NUMA.Lenient, "--numa", formatBalance(c.NUMA.Balance))

@@ -144,6 +144,7 @@ var alone = []string{"name", "guests", "cache-size", "control", "metrics", "repo
 // fromFolder are keys whose values begin with a path.
 var fromFolder = map[string]bool{
 	"kernel": true, "initrd": true, "disks": true, "vsock": true, "root": true, "persist": true, "cloud-init": true,
+	"shares": true,
 }
 
 // keyOf is the key that stands for a flag of disco run: one that may be given
