@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"virtio/rng":                   {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
 	"virtio/vsock":                 {"virtio", "memory", "memory/arena", "memory/uffd", "numa", "devices", "devices/pci"},
 	"scheduler":                    {},
+	"scheduler/flow":               {},
 	"scheduler/host":               {"scheduler"},
 	"vcpu/kvm":                     {},
 	"vcpu":                         {"vcpu/kvm"},
