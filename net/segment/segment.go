@@ -156,6 +156,7 @@ func (s *Segment) leave(e *end) error {
 type feed struct {
 	touched []*inlet // have frames that their guests were not told of
 	timer   *time.Timer
+	heads   heads    // of the frame that is sent
 	bufs    [][]byte // for captures
 }
 
@@ -177,8 +178,8 @@ func (d *feed) touch(in *inlet) {
 // send switches a frame. If it is true the frame is kept until its Done; it is
 // never if it is lent, for the time of the call only.
 func (s *Segment) send(from *end, d *feed, f *frame.Frame, queue int, lent bool) (kept bool) {
-	var h heads
-	if r := from.admit(&h, f); r != noDrop {
+	h := &d.heads
+	if r := from.admit(h, f); r != noDrop {
 		from.drop(r)
 		return false
 	}
@@ -186,7 +187,7 @@ func (s *Segment) send(from *end, d *feed, f *frame.Frame, queue int, lent bool)
 	if list := *s.captures.Load(); len(list) > 0 {
 		s.show(list, d, f)
 	}
-	from.outlet.sent(&h, queue)
+	from.outlet.sent(h, queue)
 	if from.trusted {
 		s.learn(h.src, from)
 	}
@@ -196,13 +197,13 @@ func (s *Segment) send(from *end, d *feed, f *frame.Frame, queue int, lent bool)
 				from.drop(Nowhere)
 				return false
 			}
-			return to.outlet.give(from, d, f, &h, lent)
+			return to.outlet.give(from, d, f, h, lent)
 		}
 	}
 	some := false
 	for _, to := range *s.ends.Load() {
 		if to != from && (to.trusted || h.dst.group()) {
-			to.outlet.give(from, d, f, &h, true)
+			to.outlet.give(from, d, f, h, true)
 			some = true
 		}
 	}
