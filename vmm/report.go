@@ -29,6 +29,8 @@ type Report struct {
 	// NUMA is where the guest's current or last machine is, and what was done about
 	// it; nil if it never ran, or is closed.
 	NUMA *NUMAStats `json:"numa,omitempty"`
+	// Folders are what it did with shared folders, in the order of Config.Folders.
+	Folders []FolderStats `json:"folders,omitempty"`
 	// Missed are accesses to addresses where no device is.
 	Missed uint64 `json:"missed_accesses"`
 }
@@ -90,6 +92,7 @@ func (g *Guest) Report() Report {
 		n := g.machine.numaStats()
 		r.NUMA = &n
 	}
+	r.Folders = g.FolderStats()
 	r.Name, r.CPUs, r.Memory = g.cfg.Name, g.cfg.CPUs, g.cfg.Memory
 	r.Built, r.Started, r.Ended = g.clock.built.seconds(), g.clock.started.seconds(), g.clock.ended.seconds()
 	return r

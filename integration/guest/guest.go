@@ -52,6 +52,10 @@
 //	vsock-connect=PORT connects to the host's PORT, sends PageBody, prints `vsock-reply=LINE`
 //	rebind             takes each virtio device but the console from its driver and gives it
 //	                   back; rebound=
+//	folder=TAG[/OPTION…]
+//	                   mounts the shared folder TAG at /mnt/TAG, with options of mount
+//	                   such as dax or ro
+//	script=FILE        runs FILE with busybox's shell; it fails if the script does
 //	rng                reads 64 bytes from /dev/hwrng; rng=NAME
 //	wait-button        prints `waiting=button` and waits for the power button
 //	reboot             reboots

@@ -81,6 +81,8 @@ var tasks = map[string]task{
 	"vsock-connect": func(arg string, _ *buttons) error { return vsockConnect(arg) },
 	"rebind":        func(string, *buttons) error { return rebind() },
 	"rng":           func(string, *buttons) error { return tryRNG() },
+	"folder":        func(arg string, _ *buttons) error { return mountFolder(arg) },
+	"script":        func(arg string, _ *buttons) error { return runScript(arg) },
 	"wait-button":   func(_ string, b *buttons) error { return b.wait() },
 	"reboot":        func(string, *buttons) error { return reboot() },
 	"reboot-once":   func(arg string, _ *buttons) error { return rebootOnce(arg) },

@@ -24,6 +24,9 @@ var modules = []string{
 	"vmw_vsock_virtio_transport", "button", "evdev",
 }
 
+// later are modules that the default guest loads when it needs them.
+var later = []string{"virtiofs"}
+
 //go:embed udhcpc.sh
 var udhcpc string
 
@@ -98,6 +101,14 @@ func fill(w *initramfs.Writer, init, busybox, tree, add string, drivers []string
 	}
 	if err := w.Modules("lib/modules", resolved); err != nil {
 		return err
+	}
+	if busybox != "" {
+		if resolved, err = found.Resolve(later...); err != nil {
+			return err
+		}
+		if err := w.Modules("lib/later", resolved); err != nil {
+			return err
+		}
 	}
 	return w.Close()
 }
