@@ -61,9 +61,6 @@ func (l *Lan) answerDHCP(p []byte, mac [6]byte) []byte {
 	if answer == nil {
 		return nil
 	}
-	if answer.MessageType() == dhcpv4.MessageTypeAck && lease.Given != nil {
-		lease.Given()
-	}
 	// One that has its address may listen to nothing else (RFC 2131 §4.1).
 	to := netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	if request.ClientIPAddr.Equal(ip(lease.Address)) {

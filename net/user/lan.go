@@ -38,8 +38,6 @@ type Guests interface {
 type Lease struct {
 	Address netip.Addr
 	Name    string // its host name; empty for none
-	// Given is called when the guest has been told so for good; it may be nil.
-	Given func()
 }
 
 // one is the network of one guest.
