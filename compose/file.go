@@ -36,6 +36,8 @@ const (
 	MaxSize = 1 << 20
 	// MaxGuests is the number of guests of a file, each replica counted.
 	MaxGuests = 256
+	// MaxSections is the number of entries of a section.
+	MaxSections = 256
 	// maxName is the length of a guest's name, its number included.
 	maxName = 64
 )
@@ -56,6 +58,9 @@ const (
 // at the top, replicas in a guest.
 type Schema struct {
 	Top, Guest map[string]Kind
+	// Sections are keys at the top whose values are names with keys of their own, as
+	// guests is: by the section's key, the keys of each of its entries.
+	Sections map[string]map[string]Kind
 }
 
 // Pos is a place in the file, both from 1.
@@ -73,6 +78,14 @@ type Guest struct {
 	Name     string
 	Pos      Pos
 	Replicas int // 0 if not given: one, whose name has no number
+	Settings []Setting
+}
+
+// Section is one entry of a section.
+type Section struct {
+	Key      string // of the section
+	Name     string
+	Pos      Pos
 	Settings []Setting
 }
 
@@ -94,9 +107,10 @@ func (g *Guest) Names() []string {
 
 // File is what a file says.
 type File struct {
-	Path   string
-	Top    []Setting
-	Guests []Guest // in the file's order
+	Path     string
+	Top      []Setting
+	Sections []Section // in the file's order, as Guests
+	Guests   []Guest
 }
 
 // Problem is something wrong at a place of a file.
@@ -223,11 +237,19 @@ func null(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag() 
 
 func (p *parser) top(n *yaml.Node) {
 	known := append(keys(p.schema.Top), "guests")
+	for key := range p.schema.Sections {
+		known = append(known, key)
+	}
+	slices.Sort(known)
 	guests := false
 	p.mapping(n, "the file", known, func(key, value *yaml.Node) {
 		if key.Value == "guests" {
 			guests = true
 			p.guests(value)
+			return
+		}
+		if entry, ok := p.schema.Sections[key.Value]; ok {
+			p.sections(key.Value, value, entry)
 			return
 		}
 		p.file.Top = append(p.file.Top, p.values(key, value, p.schema.Top[key.Value])...)
@@ -363,6 +385,26 @@ func (p *parser) guests(n *yaml.Node) {
 	if n.Kind == yaml.MappingNode && len(n.Content) == 0 {
 		p.add(at(n), "guests is empty; write a name for each below it")
 	}
+}
+
+// sections reads the entries of a section.
+func (p *parser) sections(key string, n *yaml.Node, entry map[string]Kind) {
+	total := 0
+	p.mapping(n, key, nil, func(name, value *yaml.Node) {
+		if total++; total > MaxSections {
+			if total == MaxSections+1 {
+				p.add(at(name), "%s has more than %d entries", key, MaxSections)
+			}
+			return
+		}
+		s := Section{Key: key, Name: name.Value, Pos: at(name)}
+		if !null(value) { // one of defaults
+			p.mapping(value, key+" "+short(s.Name), keys(entry), func(k, v *yaml.Node) {
+				s.Settings = append(s.Settings, p.values(k, v, entry[k.Value])...)
+			})
+		}
+		p.file.Sections = append(p.file.Sections, s)
+	})
 }
 
 func (p *parser) replicas(n *yaml.Node) int {

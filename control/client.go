@@ -102,16 +102,20 @@ func (c *Client) call(ctx context.Context, method, path string, body, into any) 
 		return fmt.Errorf("%s: %w", c.path, err)
 	}
 	defer a.Body.Close()
-	d := json.NewDecoder(io.LimitReader(a.Body, maxAnswer))
 	if a.StatusCode != http.StatusOK {
-		f := failure{a.Status}
-		_ = d.Decode(&f) // the status will do
-		return &Error{a.StatusCode, printable(f.Error)}
+		return refusal(a)
 	}
-	if err := d.Decode(into); err != nil {
+	if err := json.NewDecoder(io.LimitReader(a.Body, maxAnswer)).Decode(into); err != nil {
 		return fmt.Errorf("%s: %w", c.path, err)
 	}
 	return nil
+}
+
+// refusal is what an answer that is no 200 says.
+func refusal(a *http.Response) error {
+	f := failure{a.Status}
+	_ = json.NewDecoder(io.LimitReader(a.Body, maxAnswer)).Decode(&f) // the status will do
+	return &Error{a.StatusCode, printable(f.Error)}
 }
 
 // unprintable is what must not come to a terminal from another process.
@@ -125,13 +129,16 @@ func (g *Guest) clean() {
 	for i := range g.VCPUs {
 		v := &g.VCPUs[i]
 		v.State = printable(v.State)
-		for _, exits := range []map[string]uint64{v.Exits, v.KVM} {
-			for name, n := range exits {
-				if clean := printable(name); clean != name {
-					delete(exits, name)
-					exits[clean] += n
-				}
-			}
+		cleanKeys(v.Exits)
+		cleanKeys(v.KVM)
+	}
+}
+
+func cleanKeys(counts map[string]uint64) {
+	for name, n := range counts {
+		if clean := printable(name); clean != name {
+			delete(counts, name)
+			counts[clean] += n
 		}
 	}
 }

@@ -5,6 +5,9 @@
 //	GET /v1/guests                     Snapshot: the Monitor, and all its guests
 //	GET /v1/guests/{name}              Guest
 //	PUT /v1/guests/{name}/tickets      {"tickets": 1 to 1048576}; answers with the Guest
+//	GET /v1/segments                   Segments: the Monitor, and all its segments
+//	GET /v1/segments/{name}/capture    a pcapng file of what passes, with ?snap=N of N bytes of each
+//	                                   frame, that ends with the connection or the monitor
 //	GET /metrics                       for Prometheus
 //
 // An answer that is no 200 is {"error": "one line that says what is wrong"}. Counts
@@ -109,6 +112,10 @@ type Source interface {
 	// SetTickets has its errors' texts told to the client. ErrNoGuest says that
 	// there is none of this name, ErrRefused that the tickets cannot be had.
 	SetTickets(name string, n int64) error
+	Segments() []Segment
+	// Capture begins to capture a segment, until the Capture's End. ErrNoSegment says
+	// that there is none of this name.
+	Capture(name string, snap int) (Capture, error)
 }
 
 // What a Source may refuse, for errors.Is.

@@ -29,6 +29,7 @@ const (
 // Server answers requests at one listener.
 type Server struct {
 	http *http.Server
+	end  context.CancelFunc // ends answers that would go on
 	path string
 	done chan struct{}
 	err  error // of Serve, when done is closed
@@ -37,8 +38,10 @@ type Server struct {
 // Serve has h answer those who connect to l, which it then owns, until Close: a
 // Handler as a rule, or something as quick.
 func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
-	v := &Server{path: l.Addr().String(), done: make(chan struct{}), http: &http.Server{
+	ctx, end := context.WithCancel(context.Background())
+	v := &Server{end: end, path: l.Addr().String(), done: make(chan struct{}), http: &http.Server{
 		Handler:           h,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -59,6 +62,7 @@ func (v *Server) Path() string { return v.path }
 // Close removes the socket and ends all connections; answers under way have a
 // second. The handler is not called after it. Closing twice is harmless.
 func (v *Server) Close() error {
+	v.end()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := v.http.Shutdown(ctx)
@@ -73,7 +77,7 @@ func (v *Server) Close() error {
 
 // Handler is the interface of s, without a socket. metrics may be nil.
 func Handler(s Source, metrics http.Handler) http.Handler {
-	h := handler{s}
+	h := handler{s, make(chan struct{}, maxCaptures)}
 	mux := http.NewServeMux()
 	route := func(method, path string, f http.HandlerFunc) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -90,6 +94,8 @@ func Handler(s Source, metrics http.Handler) http.Handler {
 	route(http.MethodGet, "/v1/guests", h.guests)
 	route(http.MethodGet, "/v1/guests/{name}", h.guest)
 	route(http.MethodPut, "/v1/guests/{name}/tickets", h.tickets)
+	route(http.MethodGet, "/v1/segments", h.segments)
+	route(http.MethodGet, "/v1/segments/{name}/capture", h.capture)
 	if metrics != nil {
 		route(http.MethodGet, "/metrics", metrics.ServeHTTP)
 	}
@@ -99,7 +105,10 @@ func Handler(s Source, metrics http.Handler) http.Handler {
 	return mux
 }
 
-type handler struct{ Source }
+type handler struct {
+	Source
+	captures chan struct{} // has one for each that is under way
+}
 
 func (h handler) monitor(w http.ResponseWriter, _ *http.Request) { answer(w, h.Monitor()) }
 

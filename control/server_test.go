@@ -56,6 +56,45 @@ func (f *fake) Guests() []Guest {
 	return slices.Clone(f.guests)
 }
 
+func (f *fake) Segments() []Segment {
+	return []Segment{{
+		Name: "lan0", MTU: 4148, Subnet: "10.64.0.0/16", Address: "10.64.0.1", Uplink: "user",
+		Ports: []Port{
+			{
+				Name: "web", Sent: Traffic{3, 300}, Received: Traffic{20, 80000}, Eligible: Traffic{18, 73728}, Mapped: Traffic{17, 69632},
+				Copied: 10368, CopiedBy: map[string]uint64{"odd": 6272, "policy": 4096}, Dropped: map[string]uint64{"mac": 2}, Waited: 1, Throttled: 4, Paused: 1,
+			},
+			{Name: "lan", Station: true, Sent: Traffic{1, 342}},
+		},
+	}}
+}
+
+func (f *fake) Capture(name string, snap int) (Capture, error) {
+	if name != "lan0" {
+		return nil, ErrNoSegment
+	}
+	return &fakeCapture{snap: snap, end: make(chan struct{})}, nil
+}
+
+// fakeCapture writes one line, and another at its end.
+type fakeCapture struct {
+	snap int
+	once sync.Once
+	end  chan struct{}
+}
+
+func (c *fakeCapture) WriteTo(w io.Writer) (int64, error) {
+	n, err := fmt.Fprintf(w, "snap %d\n", c.snap)
+	if err != nil {
+		return int64(n), err
+	}
+	<-c.end
+	m, err := io.WriteString(w, "end\n")
+	return int64(n + m), err
+}
+
+func (c *fakeCapture) End() { c.once.Do(func() { close(c.end) }) }
+
 func (f *fake) SetTickets(name string, n int64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -74,7 +113,7 @@ func (f *fake) SetTickets(name string, n int64) error {
 
 func TestAnswers(t *testing.T) {
 	h := Handler(newFake(), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "up 1\n") }))
-	for path, golden := range map[string]string{"/v1/monitor": "monitor", "/v1/guests": "guests", "/v1/guests/web": "guest"} {
+	for path, golden := range map[string]string{"/v1/monitor": "monitor", "/v1/guests": "guests", "/v1/guests/web": "guest", "/v1/segments": "segments"} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "application/json" {
@@ -120,6 +159,11 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/v1/guests", "", 405, "does not take POST, but GET"},
 		{"DELETE", "/v1/guests/web", "", 405, "but GET"},
 		{"GET", "/v1/guests/web/tickets", "", 405, "but PUT"},
+		{"POST", "/v1/segments", "", 405, "but GET"},
+		{"GET", "/v1/segments/lan0", "", 404, "nothing is at"},
+		{"GET", "/v1/segments/lan1/capture", "", 404, `no segment is called "lan1"; there are lan0`},
+		{"GET", "/v1/segments/lan0/capture?snap=-1", "", 400, "snap=-1: it is a number of bytes"},
+		{"GET", "/v1/segments/lan0/capture?snap=x", "", 400, "snap=x"},
 		{"BREW", "/v1/monitor", "", 405, "does not take BREW"},
 		{"PUT", "/v1/guests/web/tickets", "", 400, `the body is not {"tickets": N}`},
 		{"PUT", "/v1/guests/web/tickets", "{}", 400, `the body is not {"tickets": N}`},
@@ -459,7 +503,7 @@ func FuzzTickets(f *testing.F) {
 		r := httptest.NewRequest(http.MethodPut, "/v1/guests/x/tickets", strings.NewReader(body))
 		r.SetPathValue("name", name)
 		w := httptest.NewRecorder()
-		handler{fake}.tickets(w, r)
+		handler{fake, nil}.tickets(w, r)
 		if !json.Valid(w.Body.Bytes()) {
 			t.Errorf("answer %q", w.Body)
 		}

@@ -54,6 +54,15 @@ var (
 	waiting  = desc("vcpu_waiting_seconds_total", "Time in which the vCPU wanted to run and did not.", "guest", "vcpu")
 	steal    = desc("vcpu_steal_seconds_total", "Steal time that the guest sees.", "guest", "vcpu")
 	node     = desc("vcpu_node", "NUMA node that the vCPU is on.", "guest", "vcpu")
+
+	portSent      = desc("port_sent_bytes_total", "Bytes that the guest sent on the segment.", "segment", "port")
+	portSentN     = desc("port_sent_frames_total", "Frames that the guest sent on the segment.", "segment", "port")
+	portReceived  = desc("port_received_bytes_total", "Bytes that the guest was given.", "segment", "port")
+	portReceivedN = desc("port_received_frames_total", "Frames that the guest was given.", "segment", "port")
+	portEligible  = desc("port_eligible_bytes_total", "Bytes of these that could have been mapped as far as the sender was concerned.", "segment", "port")
+	portMapped    = desc("port_mapped_bytes_total", "Bytes of these that were mapped.", "segment", "port")
+	portCopied    = desc("port_copied_bytes_total", "Bytes that the monitor copied to the guest, by the reason why.", "segment", "port", "reason")
+	portDropped   = desc("port_dropped_frames_total", "Frames from or for the guest that went nowhere.", "segment", "port", "reason")
 )
 
 // Describe makes collector a prometheus.Collector.
@@ -61,6 +70,7 @@ func (c collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		monitorInfo, monitorCPUs, running, memory, resident, shared, local, tickets, asked, limit,
 		parallel, exits, kvmExits, relayed, cpu, waiting, steal, node,
+		portSent, portSentN, portReceived, portReceivedN, portEligible, portMapped, portCopied, portDropped,
 	} {
 		to <- d
 	}
@@ -128,6 +138,27 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 		}
 		for kind, n := range byKind {
 			put(kvmExits, counter, float64(n), g.Name, kind)
+		}
+	}
+	for _, s := range c.Segments() {
+		named := map[string]bool{}
+		for _, p := range s.Ports {
+			if named[p.Name] {
+				continue
+			}
+			named[p.Name] = true
+			for d, n := range map[*prometheus.Desc]uint64{
+				portSent: p.Sent.Bytes, portSentN: p.Sent.Frames, portReceived: p.Received.Bytes, portReceivedN: p.Received.Frames,
+				portEligible: p.Eligible.Bytes, portMapped: p.Mapped.Bytes,
+			} {
+				put(d, counter, float64(n), s.Name, p.Name)
+			}
+			for reason, n := range p.CopiedBy {
+				put(portCopied, counter, float64(n), s.Name, p.Name, reason)
+			}
+			for reason, n := range p.Dropped {
+				put(portDropped, counter, float64(n), s.Name, p.Name, reason)
+			}
 		}
 	}
 }

@@ -26,6 +26,20 @@ func (s source) Monitor() control.Monitor {
 func (s source) Guests() []control.Guest        { return s }
 func (s source) SetTickets(string, int64) error { return control.ErrNoGuest }
 
+func (s source) Segments() []control.Segment {
+	ports := []control.Port{
+		{
+			Name: "web", Sent: control.Traffic{Frames: 3, Bytes: 300}, Received: control.Traffic{Frames: 20, Bytes: 80000},
+			Eligible: control.Traffic{Frames: 18, Bytes: 73728}, Mapped: control.Traffic{Frames: 17, Bytes: 69632},
+			Copied: 10368, CopiedBy: map[string]uint64{"odd": 6272, "policy": 4096}, Dropped: map[string]uint64{"mac": 2},
+		},
+		{Name: "lan", Station: true, Sent: control.Traffic{Frames: 1, Bytes: 342}},
+	}
+	return []control.Segment{{Name: "lan0", Ports: append(ports, ports[0])}}
+}
+
+func (s source) Capture(string, int) (control.Capture, error) { return nil, control.ErrNoSegment }
+
 var share = 0.875
 
 var guests = source{
