@@ -31,6 +31,8 @@ var mayImport = map[string][]string{
 	"numa":                         {},
 	"numa/sample":                  {"memory", "memory/arena", "memory/uffd", "numa"},
 	"numa/balance":                 {"numa/sample", "memory", "memory/arena", "memory/uffd", "numa"},
+	"net/capture":                  {"net/frame", "memory", "memory/arena", "memory/uffd", "numa"},
+	"net/lan":                      {"net/segment", "net/user", "net/frame", "memory", "memory/arena", "memory/uffd", "numa"},
 	"net/tap":                      {"net/frame", "memory", "memory/arena", "memory/uffd", "numa"},
 	"net/segment":                  {"net/frame", "memory", "memory/arena", "memory/uffd", "numa"},
 	"net/user":                     {"net/frame", "memory", "memory/arena", "memory/uffd", "numa"},

@@ -24,20 +24,21 @@ const maxQueues = 8
 // hold open. Their order is that of the PCI slots, so that a guest finds the
 // same device at the same place whatever else it is given.
 type backends struct {
-	bases   *bases // the Monitor's
-	devices []virtio.Device
-	disks   []blk.Backend   // those of Config.Disks
-	folders []sharedFolder  // those of Config.Folders
-	console *console.Device // nil with ConsoleSerial
-	closers []func() error  // in the order of opening
+	bases    *bases    // the Monitor's
+	segments *segments // the Monitor's
+	devices  []virtio.Device
+	disks    []blk.Backend   // those of Config.Disks
+	folders  []sharedFolder  // those of Config.Folders
+	console  *console.Device // nil with ConsoleSerial
+	closers  []func() error  // in the order of opening
 
 	problems, refusals []error // while opening: what is wrong with cfg, and with the host
 }
 
 // openBackends opens what cfg names, and reports all that fails at once: as a
 // *ConfigError if cfg is to blame for any of it, else as a *HostError.
-func openBackends(cfg *Config, bases *bases, out *devices.Output, log *slog.Logger) (*backends, error) {
-	b := &backends{bases: bases}
+func openBackends(cfg *Config, bases *bases, segments *segments, out *devices.Output, log *slog.Logger) (*backends, error) {
+	b := &backends{bases: bases, segments: segments}
 	if cfg.Console == ConsoleVirtio {
 		b.console = console.New(out)
 		b.own(func() error { b.console.Close(); return nil })
@@ -47,7 +48,13 @@ func openBackends(cfg *Config, bases *bases, out *devices.Output, log *slog.Logg
 	for _, d := range cfg.Disks {
 		b.openDisk(d, cfg, log)
 	}
+	on := map[string]int{} // devices by segment
 	for _, n := range cfg.Nets {
+		if n.Kind == NetSegment {
+			b.openSegment(&n, on[n.Segment], cfg, log)
+			on[n.Segment]++
+			continue
+		}
 		b.openNet(n, cfg, log)
 	}
 	if cfg.Vsock != "" {

@@ -205,10 +205,10 @@ func (d *Disk) based() bool {
 	return d.Overlay != OverlayNone || d.ReadOnly && d.Cache != Direct
 }
 
-// shares says whether a guest of c is to map pages of its disks' bases, with an
-// error if it must and this host can not.
+// shares says whether a guest of c is to map pages of its disks' bases or of other
+// guests' frames, with an error if it must and this host can not.
 func (c *Config) shares(log *slog.Logger) (bool, error) {
-	wanted, needed := false, false
+	wanted, needed := c.maps()
 	for i := range c.Disks {
 		if d := &c.Disks[i]; d.based() && d.Share != ShareNever {
 			wanted, needed = true, needed || d.Share == ShareAlways
@@ -219,10 +219,10 @@ func (c *Config) shares(log *slog.Logger) (bool, error) {
 	}
 	err := memory.ProbeSharing()
 	if err != nil && needed {
-		return false, fmt.Errorf("sharing pages of disks: %w; or choose that they are never shared", err)
+		return false, fmt.Errorf("sharing pages of disks and segments: %w; or choose that they are never shared", err)
 	}
 	if err != nil {
-		log.Info("guests copy what they read from images", "reason", err)
+		log.Info("guests copy what they read from images and segments", "reason", err)
 	}
 	return err == nil, nil
 }

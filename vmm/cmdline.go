@@ -9,7 +9,9 @@ import "strings"
 // is cold: so the monitor tells a panic from a reboot with any stock kernel and
 // no help from a module. There is one serial port and nothing to probe for. The
 // words for the root, if the image has any, come before what the Config adds, and
-// so count less.
+// so count less. A guest that others' pages are mapped into does not write zeroes to
+// them before it uses them again, which would have each copied: what init_on_alloc
+// guards against is a guest that reads what it freed itself.
 func (c *Config) cmdline(root string) string {
 	if c.CmdlineOnly {
 		return c.Cmdline
@@ -19,6 +21,9 @@ func (c *Config) cmdline(root string) string {
 		words = append(words, "console=hvc0")
 	}
 	words = append(words, "8250.nr_uarts=1", "panic=-1", "reboot=panic_warm")
+	if maps, _ := c.maps(); maps {
+		words = append(words, "init_on_alloc=0")
+	}
 	for _, w := range []string{root, c.Cmdline} {
 		if w != "" {
 			words = append(words, w)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"disco/memory"
+	"disco/net/segment"
 	"disco/numa"
 	"disco/numa/balance"
 )
@@ -60,6 +61,8 @@ const (
 	NetUser NetKind = iota
 	// NetTap is a tap interface of the host.
 	NetTap
+	// NetSegment is a network of guests of the same Monitor.
+	NetSegment
 )
 
 // Net is one virtio network device.
@@ -68,6 +71,13 @@ type Net struct {
 	Tap      string    // NetTap: the interface, made if it does not exist
 	Bridge   string    // NetTap: the bridge to put it on, or empty
 	Forwards []Forward // NetUser only
+
+	Segment   string       // NetSegment: its name, as in Segment.Name; it is made if it does not exist
+	MAC       [6]byte      // NetSegment: zero for one by the guest's name, the same at every start
+	MTU       int          // NetSegment: of the segment, for all on it the same; 0 for what it has
+	Map       segment.Mode // NetSegment: whether pages of frames are mapped into the guest
+	Rate      uint64       // NetSegment: bytes a second that the guest may send; 0 for no limit
+	Unguarded bool         // NetSegment: the guest may send from any address, as one with guests or a bridge of its own must
 }
 
 // Forward carries connections to a host port into the guest (NetUser).

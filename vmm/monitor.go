@@ -18,6 +18,7 @@ type MonitorConfig struct {
 	CacheSize uint64         // bytes of the buffer cache for images that guests share; 0 for its default
 	Topology  *numa.Topology // the host's nodes, for guests that bring none; nil to read this host's for each guest
 	Scheduler SchedulerConfig
+	Segments  []Segment    // the networks of its guests that are declared; others are made when a guest names them
 	Log       *slog.Logger // for guests that have no log of their own; nil to drop it
 }
 
@@ -33,6 +34,7 @@ type Monitor struct {
 	images images
 	bases  bases
 
+	segments segments
 	observer observer // see Live
 
 	mu     sync.Mutex // before any Guest.mu
@@ -41,9 +43,12 @@ type Monitor struct {
 	closed bool
 }
 
-// NewMonitor opens the KVM device. The error is a *HostError. The caller must
-// Close the Monitor, after its guests.
+// NewMonitor opens the KVM device and makes the segments that are declared. The error is
+// a *ConfigError or a *HostError. The caller must Close the Monitor, after its guests.
 func NewMonitor(c MonitorConfig) (*Monitor, error) {
+	if err := ValidateSegments(c.Segments); err != nil {
+		return nil, err
+	}
 	m := &Monitor{cfg: c, log: c.Log, bases: bases{size: c.CacheSize, topology: c.Topology}}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
@@ -51,6 +56,10 @@ func NewMonitor(c MonitorConfig) (*Monitor, error) {
 	var err error
 	if m.sys, err = kvm.Open(KVMPath); err != nil {
 		return nil, &HostError{err}
+	}
+	m.segments.log = m.log
+	if err := m.segments.declare(c.Segments); err != nil {
+		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
 }
@@ -107,7 +116,7 @@ func (m *Monitor) build(cfg Config, private bool) (_ *Guest, err error) {
 			return nil, err
 		}
 	}
-	if g.backends, err = openBackends(&cfg, &m.bases, g.out, g.log); err != nil {
+	if g.backends, err = openBackends(&cfg, &m.bases, &m.segments, g.out, g.log); err != nil {
 		return nil, err
 	}
 	if g.machine, err = g.build(); err != nil {
@@ -139,7 +148,7 @@ func (m *Monitor) Close() error {
 	m.closed = true
 	m.observer.stop()
 	m.shares.close()
-	return errors.Join(m.bases.close(), m.sys.Close())
+	return errors.Join(m.segments.close(), m.bases.close(), m.sys.Close())
 }
 
 var errMonitorClosed = errors.New("the monitor is closed")

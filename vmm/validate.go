@@ -224,7 +224,7 @@ func (v *validator) cloudInit(path string) {
 func (v *validator) nets(nets []Net) {
 	taps := map[string]bool{}
 	var forwards []Forward
-	for _, n := range nets {
+	for i, n := range nets {
 		switch n.Kind {
 		case NetUser:
 			if n.Tap != "" || n.Bridge != "" {
@@ -246,6 +246,8 @@ func (v *validator) nets(nets []Net) {
 				v.add("net tap %s: it is given twice", n.Tap)
 			}
 			taps[n.Tap] = true
+		case NetSegment:
+			v.netSegment(&n, nets[:i])
 		default:
 			v.add("net %d: there is no such kind", int(n.Kind))
 		}

@@ -182,7 +182,7 @@ func monitors(t *testing.T) (w *fakeWorld, paths []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := control.Serve(l, control.Handler(&fixed{70 + i, guests}, nil), log)
+		s := control.Serve(l, control.Handler(&fixed{pid: 70 + i, guests: guests}, nil), log)
 		t.Cleanup(func() { s.Close() })
 		paths = append(paths, path)
 	}
@@ -193,6 +193,8 @@ func monitors(t *testing.T) (w *fakeWorld, paths []string) {
 type fixed struct {
 	pid    int
 	guests []string
+
+	segments []control.Segment
 }
 
 func (f *fixed) Monitor() control.Monitor {
@@ -205,6 +207,10 @@ func (f *fixed) Guests() (all []control.Guest) {
 	}
 	return all
 }
+
+func (f *fixed) Segments() []control.Segment { return f.segments }
+
+func (f *fixed) Capture(string, int) (control.Capture, error) { return nil, control.ErrNoSegment }
 
 func (f *fixed) SetTickets(name string, _ int64) error {
 	if f.pid == 70 {

@@ -110,6 +110,9 @@ func claims(c *vmm.Config) []claim {
 		if n.Tap != "" {
 			all = append(all, claim{"net", "tap=" + n.Tap, n.Tap, true, own})
 		}
+		if n.Kind == vmm.NetSegment && n.MAC != [6]byte{} {
+			all = append(all, claim{"net", formatNet(n), n.Segment + string(n.MAC[:]), true, own})
+		}
 		for _, fw := range n.Forwards {
 			addr := cmp.Or(fw.HostAddr, "127.0.0.1")
 			all = append(all, claim{"net", "forward=" + fw.String(), fmt.Sprint(fw.Proto, addr, fw.HostPort), true, own})
@@ -153,7 +156,7 @@ func (f *fleet) conflicts() []error {
 			problems = append(problems, m.problem(at, err))
 		}
 	}
-	return problems
+	return append(problems, f.mtuConflicts()...)
 }
 
 // here runs the fleet on this host's KVM. All guests are built before the first

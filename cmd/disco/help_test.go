@@ -27,7 +27,7 @@ func TestHelp(t *testing.T) {
 	at := -1
 	for _, want := range []string{
 		"disco boots Linux guests on KVM.", "Exit codes:", "124  the guest was still running",
-		"Guests:\n  run ", "  up ", "This machine:\n  bench ", "  check ", "  lab ", "This program:\n  completion ", "  version ",
+		"Guests:\n  capture ", "  run ", "  up ", "This machine:\n  bench ", "  check ", "  lab ", "This program:\n  completion ", "  version ",
 	} {
 		i := strings.Index(text, want)
 		if i <= at {

@@ -10,8 +10,8 @@ import (
 	"disco/vmm"
 )
 
-// parseNet reads user[,forward=F]…, tap=NAME[,bridge=BR] or none. For none, n
-// is nil.
+// parseNet reads user[,forward=F]…, tap=NAME[,bridge=BR], segment=NAME[,OPTION]… or
+// none. For none, n is nil.
 func parseNet(s string) (n *vmm.Net, err error) {
 	kind, options, more := strings.Cut(s, ",")
 	name, value, _ := strings.Cut(kind, "=")
@@ -25,12 +25,15 @@ func parseNet(s string) (n *vmm.Net, err error) {
 		n = &vmm.Net{Kind: vmm.NetUser}
 	case name == "tap" && value != "":
 		n = &vmm.Net{Kind: vmm.NetTap, Tap: value}
+	case name == "segment" && value != "":
+		n = &vmm.Net{Kind: vmm.NetSegment, Segment: value}
 	default:
-		return nil, errors.New("not a network; write user, user,forward=tcp:8080:80, tap=NAME, tap=NAME,bridge=BRIDGE or none")
+		return nil, errors.New("not a network; write user, user,forward=tcp:8080:80, tap=NAME, tap=NAME,bridge=BRIDGE, segment=NAME or none")
 	}
 	if !more {
 		return n, nil
 	}
+	given := map[string]bool{}
 	for option := range strings.SplitSeq(options, ",") {
 		name, value, _ := strings.Cut(option, "=")
 		switch {
@@ -42,6 +45,14 @@ func parseNet(s string) (n *vmm.Net, err error) {
 			n.Forwards = append(n.Forwards, f)
 		case n.Kind == vmm.NetTap && name == "bridge" && value != "" && n.Bridge == "":
 			n.Bridge = value
+		case n.Kind == vmm.NetSegment:
+			if given[name] {
+				return nil, fmt.Errorf("%s is given twice", name)
+			}
+			given[name] = true
+			if err := segmentNetOption(n, option); err != nil {
+				return nil, err
+			}
 		default:
 			return nil, fmt.Errorf("%s does not take %q", kind, option)
 		}
@@ -91,12 +102,15 @@ func parseForward(s string) (vmm.Forward, error) {
 
 // formatNet is what parseNet reads.
 func formatNet(n vmm.Net) string {
-	if n.Kind == vmm.NetTap {
+	switch n.Kind {
+	case vmm.NetTap:
 		s := "tap=" + n.Tap
 		if n.Bridge != "" {
 			s += ",bridge=" + n.Bridge
 		}
 		return s
+	case vmm.NetSegment:
+		return formatSegmentNet(&n)
 	}
 	s := "user"
 	for _, f := range n.Forwards {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"disco/net/segment"
 	"disco/vmm"
 )
 
@@ -128,27 +129,43 @@ var networks = map[string]*vmm.Net{
 	}},
 	"tap=tap0":            {Kind: vmm.NetTap, Tap: "tap0"},
 	"tap=tap0,bridge=br0": {Kind: vmm.NetTap, Tap: "tap0", Bridge: "br0"},
+	"segment=lan0":        {Kind: vmm.NetSegment, Segment: "lan0"},
+	"segment=lan0,mac=02:00:00:00:00:0a,mtu=9000,map=always,rate=20M,guard=off": {
+		Kind: vmm.NetSegment, Segment: "lan0", MAC: [6]byte{2, 0, 0, 0, 0, 10}, MTU: 9000, Map: segment.MapAlways, Rate: 20 << 20, Unguarded: true,
+	},
 }
 
 var badNetworks = map[string]string{
-	"":                                  "not a network",
-	"users":                             "not a network",
-	"tap":                               "not a network",
-	"tap=":                              "not a network",
-	"none,x":                            "none takes no options",
-	"user,":                             `user does not take ""`,
-	"user,bridge=br0":                   `user does not take "bridge=br0"`,
-	"tap=t,forward=tcp:1:2":             `tap=t does not take`,
-	"tap=t,bridge=":                     `does not take "bridge="`,
-	"tap=t,bridge=a,bridge=b":           `does not take "bridge=b"`,
-	"user,forward=8080:80":              "neither tcp: nor udp:",
-	"user,forward=tcp:80":               "one port, not two",
-	"user,forward=tcp:0:80":             `"0" is not a port`,
-	"user,forward=tcp:65536:80":         `"65536" is not a port`,
-	"user,forward=tcp:8080:http":        `"http" is not a port`,
-	"user,forward=tcp:localhost:1:2":    `"localhost" is not an IP address`,
-	"user,forward=tcp:[fe80::1%lo]:1:2": "is not an IP address",
-	"user,forward=tcp::1:2":             `"" is not an IP address`,
+	"":                                      "not a network",
+	"users":                                 "not a network",
+	"tap":                                   "not a network",
+	"tap=":                                  "not a network",
+	"none,x":                                "none takes no options",
+	"user,":                                 `user does not take ""`,
+	"user,bridge=br0":                       `user does not take "bridge=br0"`,
+	"tap=t,forward=tcp:1:2":                 `tap=t does not take`,
+	"tap=t,bridge=":                         `does not take "bridge="`,
+	"tap=t,bridge=a,bridge=b":               `does not take "bridge=b"`,
+	"user,forward=8080:80":                  "neither tcp: nor udp:",
+	"user,forward=tcp:80":                   "one port, not two",
+	"user,forward=tcp:0:80":                 `"0" is not a port`,
+	"user,forward=tcp:65536:80":             `"65536" is not a port`,
+	"user,forward=tcp:8080:http":            `"http" is not a port`,
+	"user,forward=tcp:localhost:1:2":        `"localhost" is not an IP address`,
+	"user,forward=tcp:[fe80::1%lo]:1:2":     "is not an IP address",
+	"user,forward=tcp::1:2":                 `"" is not an IP address`,
+	"segment":                               "not a network",
+	"segment=":                              "not a network",
+	"segment=l,x=y":                         `a segment does not take "x=y"; there are mac, mtu, map, rate and guard`,
+	"segment=l,mac=1":                       "mac=1: not a MAC",
+	"segment=l,mac=00:00:00:00:00:00":       "not a MAC",
+	"segment=l,mac=02-00-00-00-00-00-00-01": "not a MAC",
+	"segment=l,mtu=5":                       "mtu=5: an MTU is 1280 to 65535",
+	"segment=l,map=yes":                     "map=yes: there are auto, always and never",
+	"segment=l,rate=0":                      "rate=0: it is a size of 1 byte a second or more",
+	"segment=l,guard=maybe":                 "guard=maybe: there are on and off",
+	"segment=l,rate=1,rate=2":               "rate is given twice",
+	"segment=l,forward=tcp:1:2":             "a segment does not take",
 }
 
 func TestParseNet(t *testing.T) {

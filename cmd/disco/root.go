@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,8 @@ type monitor interface {
 	Live() []vmm.Live
 	Scheduling() vmm.Scheduling
 	SetTickets(name string, n int64) (bool, error)
+	Segments() []vmm.SegmentStats
+	Capture(segment string, see func(t time.Time, bufs [][]byte)) (stop func(), ok bool)
 	Close() error
 }
 
@@ -95,6 +98,7 @@ const rootLong = `disco boots Linux guests on KVM.
     disco run            boots a Debian guest; on a terminal it ends in a shell
     disco up FILE        boots the guests that a file describes, in one process
     disco top            shows what running guests do
+    disco stats          shows what passes between them on segments
     disco check          says what this machine can do, and how to mend what not
     disco lab -- make    runs a command on an emulated machine with NUMA nodes
 
@@ -130,7 +134,7 @@ func newRoot(w *world) *cobra.Command {
 	root.SetHelpCommandGroupID("program")
 	root.SetCompletionCommandGroupID("program")
 	for group, commands := range map[string][]*cobra.Command{
-		"guests":  {newRun(w).command(), upCommand(w), topCommand(w), ticketsCommand(w)},
+		"guests":  {newRun(w).command(), upCommand(w), topCommand(w), statsCommand(w), ticketsCommand(w), captureCommand(w)},
 		"machine": {labCommand(w), checkCommand(w), benchCommand(w)},
 		"program": {versionCommand()},
 	} {

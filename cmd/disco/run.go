@@ -63,6 +63,7 @@ const runExample = `  disco run
   disco run --kernel vmlinuz --initrd initrd.img --disk disk.img --cmdline root=/dev/vda
   disco run --net user,forward=tcp:8080:80 --memory 2G --cpus 4
   disco run --root debian.qcow2 --persist changes.qcow2 --cloud-init user-data
+  disco run --guests 2 --net segment=lan0 --segment lan0,uplink=user
   disco run --timeout 60s --report boot.json </dev/null`
 
 // newRun is a run with the defaults of the flags.
@@ -120,8 +121,12 @@ func (r *run) flags(c *cobra.Command) {
 		"a network: user, where the guest can reach what this process can, with user,forward=tcp:8080:80 to carry connections "+
 			"to port 8080 here (of 127.0.0.1, or tcp:ADDRESS:8080:80) to port 80 of the guest, as often as needed; "+
 			"tap=NAME, a tap interface of this host, with tap=NAME,bridge=BRIDGE to put it on a bridge (needs CAP_NET_ADMIN); "+
+			"segment=NAME, a network of guests of the same process, where they have addresses and find each other by name, with options: mac=MAC (default one "+
+			"by the guest's name), mtu=N, the segment's largest IP packet, map=auto, always or never, whether pages that others send are mapped into the guest "+
+			"and not copied, rate=SIZE, so many bytes a second that it may send, and guard=off, it may send from other addresses than its own; "+
 			"or none. Again for the next network (default user)")
 	f.Var(r.list("share", folderForm, r.addFolder), "share", folderHelp)
+	f.Var(r.list("segment", segmentForm, r.addSegment), "segment", segmentHelp)
 	f.Var(parsed("console", "DEVICE", "virtio", &r.cfg.Console, parseConsole, &r.problems), "console",
 		"the guest's console: virtio (hvc0), or serial (ttyS0), which is slower and works without any driver")
 	f.Var(parsed("placement", "WHERE", "auto", &r.cfg.NUMA.Placement, parsePlacement, &r.problems), "placement",
@@ -155,7 +160,8 @@ func (r *run) flags(c *cobra.Command) {
 	for name, choices := range map[string][]cobra.Completion{
 		"console":    {"virtio\thvc0", "serial\tttyS0"},
 		"host":       hostChoices,
-		"net":        {"user\tno rights needed", "tap=\ta tap interface", "none"},
+		"net":        {"user\tno rights needed", "tap=\ta tap interface", "segment=\ta network of guests", "none"},
+		"segment":    nil,
 		"disk-share": shareChoices, "cache-size": nil,
 		"scheduler": {"stride\tby tickets", "lottery\tby drawing lots", "host\tas the host likes"},
 		"tickets":   nil, "group": nil, "cpu-limit": nil, "quantum": nil, "cpus-host": nil,
@@ -313,6 +319,7 @@ func (r *run) check(absent error) error {
 	if ce, ok := errors.AsType[*vmm.ConfigError](r.monitor.Scheduler.Validate()); ok {
 		problems = append(problems, ce.Problems...)
 	}
+	problems = append(problems, wrongSegments(r.monitor.Segments)...)
 	if r.stats < 0 {
 		problems = append(problems, fmt.Errorf("stats interval %v: it must not be negative", r.stats))
 	}
@@ -390,6 +397,9 @@ func (r *run) args(where string) []string {
 	add(len(c.Nets) == 0, "--net", "none")
 	for _, s := range c.Folders {
 		add(true, "--share", formatFolder(s))
+	}
+	for i := range r.monitor.Segments {
+		add(true, "--segment", formatSegment(&r.monitor.Segments[i]))
 	}
 	add(c.Console == vmm.ConsoleSerial, "--console", "serial")
 	add(c.NUMA.Placement.Kind != vmm.PlaceAuto, "--placement", formatPlacement(c.NUMA.Placement))

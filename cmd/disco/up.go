@@ -125,6 +125,7 @@ func (u *up) read() error {
 			problems = append(problems, &compose.Problem{Path: u.file, Pos: s.Pos, Err: fmt.Errorf("%s %q: %w", s.Key, s.Text, err)})
 		}
 	}
+	problems = append(problems, u.addSegments(file.Sections)...)
 	for i := range file.Guests {
 		problems = append(problems, u.add(&file.Guests[i])...)
 	}
@@ -139,7 +140,7 @@ func (u *up) read() error {
 }
 
 // alone are the flags of disco run that are no keys of a guest.
-var alone = []string{"name", "guests", "cache-size", "control", "metrics", "report", "stats-interval", "host", "verbose"}
+var alone = []string{"name", "guests", "cache-size", segmentsKey, "control", "metrics", "report", "stats-interval", "host", "verbose"}
 
 // fromFolder are keys whose values begin with a path.
 var fromFolder = map[string]bool{
@@ -161,7 +162,8 @@ func keyOf(f *pflag.Flag) (string, compose.Kind) {
 
 // schema makes keys of the flags of disco run.
 func (u *up) schema() compose.Schema {
-	s := compose.Schema{Top: map[string]compose.Kind{"cache-size": compose.Text, groupsKey: compose.List}, Guest: map[string]compose.Kind{}}
+	s := compose.Schema{Top: map[string]compose.Kind{"cache-size": compose.Text, groupsKey: compose.List}, Guest: map[string]compose.Kind{},
+		Sections: map[string]map[string]compose.Kind{segmentsKey: segmentKeys}}
 	for _, key := range schedulerKeys {
 		s.Top[key] = compose.Text
 	}
@@ -267,7 +269,7 @@ func (m *member) find(problem string) compose.Pos {
 		// Of several, the one whose value is told; the first if none is.
 		first, _, _ := strings.Cut(s.Text, ",")
 		match := 0
-		if strings.Contains(rest, filepath.Base(first)) {
+		if strings.Contains(rest, filepath.Base(first)) || strings.HasPrefix(rest, strings.Replace(first, "=", " ", 1)+":") {
 			match = len(first)
 		}
 		if match > best {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -72,7 +73,10 @@ type fakeWorld struct {
 	labErr   error
 	newErr   error
 	live     []vmm.Live
-	make     func(vmm.Config) (guest, error) // instead of all this, or nil
+	monitor  vmm.MonitorConfig // of the last one
+	segments []vmm.SegmentStats
+	captured chan func(t time.Time, bufs [][]byte) // of the last capture; closed when it stops
+	make     func(vmm.Config) (guest, error)       // instead of all this, or nil
 }
 
 // New and Close make a fakeWorld its own monitor.
@@ -91,6 +95,16 @@ func (w *fakeWorld) Live() []vmm.Live { return w.live }
 
 func (w *fakeWorld) Scheduling() vmm.Scheduling {
 	return vmm.Scheduling{Quantum: 10 * time.Millisecond, CPUs: 2}
+}
+
+func (w *fakeWorld) Segments() []vmm.SegmentStats { return w.segments }
+
+func (w *fakeWorld) Capture(name string, see func(t time.Time, bufs [][]byte)) (stop func(), ok bool) {
+	if len(w.segments) == 0 || name != w.segments[0].Name {
+		return nil, false
+	}
+	w.captured <- see
+	return sync.OnceFunc(func() { close(w.captured) }), true
 }
 
 func (w *fakeWorld) SetTickets(name string, n int64) (bool, error) {
@@ -125,7 +139,10 @@ func newWorld(t *testing.T) *fakeWorld {
 		findings:   func() []host.Finding { return runsHere },
 		labMissing: func() []error { return nil },
 		controlDir: func() (string, error) { return filepath.Join(dir, "run"), nil },
-		newMonitor: func(vmm.MonitorConfig) (monitor, error) { return w, nil },
+		newMonitor: func(c vmm.MonitorConfig) (monitor, error) {
+			w.monitor = c
+			return w, nil
+		},
 		runLab: func(_ context.Context, o lab.Options) (int, error) {
 			w.lab = &o
 			return w.labCode, w.labErr
