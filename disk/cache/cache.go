@@ -1,14 +1,18 @@
 // Package cache is the one buffer cache of a monitor: blocks of the images that
 // its guests share, each in memory once, in pages that guests can map.
 //
-// A [File] is one image in the cache. Block i of it is page i of the file's own
-// sparse arena, so blocks that follow one another lie in pages that do, and a
-// guest that reads a megabyte gets it in one run. What is not there is filled by
-// one read of the image, straight into the pages, with what will probably be
-// wanted next; those who want the same block meanwhile wait for that read. Over
+// A [File] is one image in the cache. Block i of it is page i of a sparse arena of
+// the file's own, one for each node, so blocks that follow one another lie in pages
+// that do, and a guest that reads a megabyte gets it in one run. What is not there is
+// filled by one read of the image, straight into the pages, with what will probably
+// be wanted next; those who want the same block meanwhile wait for that read. Over
 // the budget, pages that have not been used lately are given back (CLOCK), but
 // for those that guests map: they are counted by the arena, and no page of theirs
 // ever changes or goes away.
+//
+// A block comes to the node of the [Reader] that asks first. Who asks from another
+// node gets it from there, or, if it wants copies and the budget allows them, a copy
+// on its own node, for all on that node.
 //
 // Images never change while they are in the cache, so it holds nothing that is a
 // guest's own, and there is nothing to write back.
@@ -17,8 +21,9 @@
 // and no other lock is taken inside.
 //
 // Not done here: which guest memory a page is mapped to (package memory), when
-// that is worth it (virtio/blk), guests' writes (disk/overlay, disk/qcow2), and a
-// replica of each page per node: pages are spread over the nodes.
+// that is worth it (virtio/blk), guests' writes (disk/overlay, disk/qcow2), and
+// moving what is mapped already: a guest that moves to another node, or that read
+// first what others then use more, keeps the pages that it has.
 package cache
 
 import (
@@ -63,8 +68,8 @@ type Config struct {
 	// Size is the budget in bytes; 0 for a quarter of the host's memory. Pages that
 	// guests map count, and are not given back over it.
 	Size uint64
-	// Nodes are the kernel's NUMA nodes that pages are spread over. With none they
-	// are made where the first reader runs.
+	// Nodes are the kernel's NUMA nodes that pages are placed on. With none, or one,
+	// they are made where the first reader runs.
 	Nodes []int
 }
 
@@ -90,6 +95,7 @@ type Stats struct {
 	BytesFilled uint64 `json:"bytesFilled"` // by them
 	BytesCopied uint64 `json:"bytesCopied"` // to guests and to those above
 	BytesMapped uint64 `json:"bytesMapped"` // to guests, in place of a copy
+	Copies      uint64 `json:"copies"`      // of blocks that another node had, made for readers of a node
 	Evictions   uint64 `json:"evictions"`   // pages
 	Pages       uint64 `json:"pages"`       // now
 	Budget      uint64 `json:"budget"`      // pages
@@ -129,10 +135,17 @@ func (c *Cache) Close() error {
 	return nil
 }
 
-// chunk is what is known of chunkBlocks blocks of a file, aligned. It is in the
-// ring as long as it is in its file's table.
+// store is what one node has of a file.
+type store struct {
+	file   *File
+	arena  *arena.Arena
+	chunks map[int64]*chunk // under Cache.mu
+}
+
+// chunk is what is known of chunkBlocks blocks of a store, aligned. It is in the
+// ring as long as it is in its store's table.
 type chunk struct {
-	file  *File
+	store *store
 	index int64
 	// A bit per block: it is there, somebody reads it, it was used since the hand
 	// last came by.
@@ -144,7 +157,7 @@ type chunk struct {
 func (k *chunk) used() (mask uint64) {
 	for v := k.valid; v != 0; v &= v - 1 {
 		i := bits.TrailingZeros64(v)
-		if k.file.arena.Users(uint64(k.index*chunkBlocks)+uint64(i)) != 0 {
+		if k.store.arena.Users(uint64(k.index*chunkBlocks)+uint64(i)) != 0 {
 			mask |= 1 << i
 		}
 	}
@@ -179,7 +192,7 @@ func (c *Cache) evict(n int64) error {
 			c.hand++
 			continue
 		}
-		delete(k.file.chunks, k.index)
+		delete(k.store.chunks, k.index)
 		last := len(c.ring) - 1
 		c.ring[c.hand] = c.ring[last]
 		c.ring[last] = nil
@@ -190,11 +203,11 @@ func (c *Cache) evict(n int64) error {
 
 // free gives blocks back.
 func (k *chunk) free(mask uint64) error {
-	c := k.file.cache
+	c := k.store.file.cache
 	for mask != 0 {
 		first := bits.TrailingZeros64(mask)
 		n := bits.TrailingZeros64(^(mask >> first))
-		if err := k.file.arena.Punch(uint64(k.index*chunkBlocks)+uint64(first), n); err != nil {
+		if err := k.store.arena.Punch(uint64(k.index*chunkBlocks)+uint64(first), n); err != nil {
 			return err
 		}
 		run := ones(n) << first
@@ -218,7 +231,7 @@ func ones(n int) uint64 {
 // owns the File and the base, and closes them in this order, when no guest maps
 // anything of it. Opened twice, an image is there twice.
 func (c *Cache) Open(base Base, name string) (*File, error) {
-	f := &File{cache: c, base: base, size: base.Size(), chunks: make(map[int64]*chunk)}
+	f := &File{cache: c, base: base, size: base.Size()}
 	if f.size <= 0 {
 		return nil, fmt.Errorf("cache: image of %d bytes", f.size)
 	}
@@ -226,15 +239,19 @@ func (c *Cache) Open(base Base, name string) (*File, error) {
 	if forget, ok := base.(interface{ Forget(off, n int64) }); ok {
 		f.forget = forget.Forget
 	}
-	var err error
-	if f.arena, err = arena.New(name, uint64(f.blocks)*BlockSize, arena.HugeOff); err != nil {
-		return nil, err
-	}
-	if len(c.nodes) > 1 {
-		if err := f.arena.Place(arena.Interleave, c.nodes...); err != nil {
-			return nil, errors.Join(err, f.arena.Close())
+	for i := range max(1, len(c.nodes)) {
+		a, err := arena.New(name, uint64(f.blocks)*BlockSize, arena.HugeOff)
+		if err != nil {
+			return nil, errors.Join(err, f.unmap())
+		}
+		f.stores = append(f.stores, &store{file: f, arena: a, chunks: make(map[int64]*chunk)})
+		if len(c.nodes) > 1 {
+			if err := a.Place(arena.Preferred, c.nodes[i]); err != nil {
+				return nil, errors.Join(err, f.unmap())
+			}
 		}
 	}
+	f.Reader.file = f
 	c.mu.Lock()
 	c.files++
 	c.mu.Unlock()

@@ -113,7 +113,7 @@ func read(t testing.TB, f *File, off, n int64) {
 func resident(t testing.TB, f *File) int64 {
 	t.Helper()
 	var st unix.Stat_t
-	if err := unix.Fstat(f.arena.FD(), &st); err != nil {
+	if err := unix.Fstat(f.stores[0].arena.FD(), &st); err != nil {
 		t.Fatal(err)
 	}
 	return st.Blocks * 512 / BlockSize
@@ -255,7 +255,7 @@ func TestEvictionSparesWhatGuestsMap(t *testing.T) {
 		t.Errorf("%d pages", n)
 	}
 	for _, off := range all {
-		f.arena.Release(uint64(off/BlockSize), 1<<20/BlockSize)
+		f.stores[0].arena.Release(uint64(off/BlockSize), 1<<20/BlockSize)
 	}
 	read(t, f, 0, BlockSize)
 }
@@ -318,5 +318,103 @@ func BenchmarkHit(b *testing.B) {
 	for b.Loop() {
 		r, _ := f.Lend(1<<20, 128<<10)
 		f.Return(r, 0)
+	}
+}
+
+// nodes are as many as this host need not have: both are its first.
+func nodes(t *testing.T, size uint64) (*Cache, *File, []byte) {
+	t.Helper()
+	c, err := New(Config{Size: size, Nodes: []int{0, 0}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newImage(4 << 20)
+	f, err := c.Open(m, "nodes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(f.Close(), c.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c, f, m.data
+}
+
+// TestHostNodes: a block is on the node that asked first; others get it from there, or a
+// copy of their own, which is made of it and not read again.
+func TestHostNodes(t *testing.T) {
+	c, f, m := nodes(t, 64<<20)
+	here, there, near := f.From(0, false), f.From(1, false), f.From(1, true)
+	lend := func(r *Reader, block, n int64) *store {
+		t.Helper()
+		run, skip := r.Lend(block*BlockSize, n*BlockSize)
+		if run.N != int(n) || skip != 0 {
+			t.Fatalf("%d pages, skip %d", run.N, skip)
+		}
+		defer r.Return(run, 0)
+		off := int64(run.Page) * BlockSize
+		if off != block*BlockSize || !bytes.Equal(run.Arena.Bytes()[off:off+n*BlockSize], m[off:off+n*BlockSize]) {
+			t.Fatalf("block %d: other bytes", block)
+		}
+		for _, s := range f.stores {
+			if s.arena == run.Arena {
+				return s
+			}
+		}
+		t.Fatal("pages of nobody")
+		return nil
+	}
+	first, second := f.stores[0], f.stores[1]
+	if lend(here, 100, 20) != first || lend(there, 100, 20) != first || lend(there, 300, 8) != second || lend(here, 304, 2) != second {
+		t.Error("blocks are not where they were asked for first")
+	}
+	before := c.Stats()
+	if lend(near, 96, 30) != second || lend(near, 100, 20) != second {
+		t.Error("no copies are made")
+	}
+	after := c.Stats()
+	if n := after.Copies - before.Copies; n < 20 || n > 40 {
+		t.Errorf("%d copies", n)
+	}
+	if lend(there, 100, 20) != second || lend(here, 100, 20) != first {
+		t.Error("what is near is not used")
+	}
+	near.Move(0, true)
+	if lend(near, 100, 20) != first {
+		t.Error("who has moved reads where he was")
+	}
+}
+
+// TestHostNodesModel: whatever is asked for from which node, and however little room there
+// is, all read the same.
+func TestHostNodesModel(t *testing.T) {
+	c, f, m := nodes(t, leastBudget*BlockSize/2)
+	c.budget = 300
+	var readers []*Reader
+	for i := range 4 {
+		readers = append(readers, f.From(i%2, i > 1))
+	}
+	var all sync.WaitGroup
+	for k, r := range readers {
+		all.Go(func() {
+			rng := rand.New(rand.NewPCG(3, uint64(k)))
+			buf := make([]byte, 300*BlockSize)
+			for range 2000 {
+				off := rng.Int64N(int64(len(m)))
+				n := min(1+rng.Int64N(int64(len(buf))), int64(len(m))-off)
+				if rng.IntN(20) == 0 {
+					r.Move(rng.IntN(2), rng.IntN(2) == 0)
+				}
+				if err := r.ReadV([][]byte{buf[:n/2], buf[n/2 : n]}, off); err != nil || !bytes.Equal(buf[:n], m[off:off+n]) {
+					t.Errorf("%d bytes at %d: %v", n, off, err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	if s := c.Stats(); s.Copies == 0 || s.Evictions == 0 {
+		t.Errorf("%+v", s)
 	}
 }
