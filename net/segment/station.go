@@ -83,8 +83,8 @@ func (t *Station) Close() error {
 // Lease says that an IP address is the station's: no other end may claim it in ARP.
 func (t *Station) Lease(ip netip.Addr) { t.lease(ip) }
 
-// Errors of Send.
-var errClosed = errors.New("the station is closed")
+// ErrClosed is returned by Send of a station that is closed.
+var ErrClosed = errors.New("the station is closed")
 
 // Send sends a frame: its frame.Header, then its bytes. It does not keep them. It
 // returns an error for what is no frame; one that is dropped is counted only.
@@ -93,7 +93,7 @@ func (t *Station) Send(b []byte) error {
 		return frame.ErrLength
 	}
 	if !t.present.Load() {
-		return errClosed
+		return ErrClosed
 	}
 	h := frame.Parse(b)
 	h.Flags &= frame.NeedsChecksum // that it was checked is not passed on
@@ -137,6 +137,10 @@ func (t *Station) give(_ *end, _ *feed, f *frame.Frame, _ *heads, _ bool) (kept 
 func (t *Station) run() {
 	for p := range t.queue {
 		f := p.bytes
+		if !t.present.Load() {
+			p.free()
+			continue
+		}
 		if h := frame.Parse(f); !takes(t.accept, h) {
 			if t.finish == nil {
 				t.finish = newFinisher()
