@@ -12,15 +12,16 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"disco/integration/bench"
 	"disco/integration/bench/share"
 	"disco/integration/lab"
 	"disco/vmm"
 )
 
-const benchShareLong = `share boots several guests of one disk image in one process, has each read the same
-part of it whole and work with it, and says how much memory they think they use,
-V, and how much the machine really uses, M: by the monitor's count of the frames
-that it gave out, and by the kernel's count for the process.
+const benchShareLong = `share boots several guests of one disk image in one process, one after another, has
+each read the same part of it whole and work with it, and says how much memory they
+use as they see it, V, and how much the machine really uses, M: by the monitor's
+count of the frames that it gave out, and by the kernel's count for the process.
 
 Modes:
   auto    reads are answered by mapping what the buffer cache has, where it pays
@@ -28,8 +29,8 @@ Modes:
   never   each guest gets a copy
   ksm     guests of QEMU, whose pages the kernel merges; given the time that it takes
 
-It prints a table and writes FILE.json. The mode ksm needs root, and leaves the
-kernel's settings as they were.`
+It prints a table, and writes FILE.json after each row. The mode ksm needs root, and
+leaves the kernel's settings as they were.`
 
 const benchShareExample = `  disco bench share
   disco bench share --guests 8 --modes auto,never --job build
@@ -40,6 +41,7 @@ type benchShare struct {
 	*world
 	o        share.Options
 	out      string
+	resume   bool
 	problems []error
 }
 
@@ -55,12 +57,12 @@ func (b *benchShare) command() *cobra.Command {
 	f := c.Flags()
 	f.SortFlags = false
 	flag := adder(c, &b.problems)
-	flag("guests", "LIST", "1,2,4,8", into(&b.o.Guests, parseCounts), "how many guests at once, one run after the other")
+	flag("guests", "LIST", "1,2,4,8", into(&b.o.Guests, parseCounts), "after how many guests to look")
 	flag("modes", "LIST", "auto,never,ksm", into(&b.o.Modes, share.ParseModes), "what to measure: auto, always, never, ksm")
 	flag("cpus", "N", "1", into(&b.o.CPUs, positive), "CPUs of each guest")
 	flag("memory", "SIZE", "768M", into(&b.o.Memory, parseSize), "memory of each guest")
-	flag("timeout", "DURATION", "10m", into(&b.o.Timeout, positiveTime), "how long the guests of a run may take")
-	flag("settle", "DURATION", "5m", into(&b.o.Settle, positiveTime), "how long the kernel may take to merge pages")
+	flag("timeout", "DURATION", "10m", into(&b.o.Timeout, positiveTime), "how long each guest may take")
+	flag("settle", "DURATION", "5m", into(&b.o.Settle, positiveTime), "how long the kernel may take to merge pages, at each look")
 	f.StringVar(&b.o.Read, "read", "/usr", "what each guest reads: `FOLDERS` of the image, separated by commas")
 	f.StringVar(&b.o.Job, "job", "query", "what each does then: a `JOB` query, of the package database, build, of C files, or none")
 	f.StringVar(&b.o.Image, "image", "", "the disk image in `FILE`, raw, its first partition ext4 (default: debian.raw of `make image`)")
@@ -68,6 +70,7 @@ func (b *benchShare) command() *cobra.Command {
 	f.StringVar(&b.o.Kernel, "kernel", "", "the guests' kernel in `FILE` (default: the default guest's)")
 	f.StringVar(&b.o.Initrd, "initrd", "", "the guests' initrd in `FILE` (default: storage.img beside the default guest's)")
 	f.StringVar(&b.out, "out", "share", "write `FILE`.json")
+	f.BoolVar(&b.resume, "resume", false, "go on with FILE.json: modes that it has whole of the same work are not measured again, and rows of others stay")
 	noFile(c, "read")
 	noFile(c, "job")
 	return c
@@ -106,6 +109,13 @@ func (b *benchShare) run(ctx context.Context) error {
 	if err := b.artefacts(); err != nil {
 		return &vmm.HostError{Err: err}
 	}
+	if b.resume {
+		var err error
+		if b.o.Resume, err = share.Load(b.out + ".json"); err != nil {
+			return &vmm.HostError{Err: err}
+		}
+	}
+	b.o.Keep = func(r *share.Results) error { return b.result(r).Write(b.out + ".json") }
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	results, err := share.Benchmark(ctx, b.o)
@@ -132,17 +142,22 @@ func (b *benchShare) artefacts() error {
 
 // report prints the results and writes the file.
 func (b *benchShare) report(r *share.Results) error {
-	setting := fmt.Sprintf("Guests with %d CPU and %s, which read %s and did the job %s", r.CPUs, formatSize(r.Memory), r.Read, r.Job)
-	if b.o.Emulated {
-		setting += "\nIn the lab, whose CPUs are emulated: it takes long, and uses as much memory as anywhere."
-	}
 	if err := r.Print(b.stdout); err != nil {
 		return err
 	}
 	fmt.Fprintln(b.stdout)
-	res := r.Result(setting)
+	res := b.result(r)
 	if err := res.PrintPromises(b.stdout); err != nil {
 		return err
 	}
 	return res.Write(b.out + ".json")
+}
+
+// result is what is written.
+func (b *benchShare) result(r *share.Results) *bench.Result {
+	setting := fmt.Sprintf("Guests with %d CPU and %s, which read %s and did the job %s", r.CPUs, formatSize(r.Memory), r.Read, r.Job)
+	if b.o.Emulated {
+		setting += "\nIn the lab, whose CPUs are emulated: it takes long, and uses as much memory as anywhere."
+	}
+	return r.Result(setting)
 }

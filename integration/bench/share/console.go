@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"disco/integration/guest"
 )
@@ -30,15 +31,17 @@ type console struct {
 	done   chan struct{} // closed when the guest is done
 	failed chan string   // what it said of its failure
 
+	began time.Time
 	mu    sync.Mutex
 	guest Guest
-	line  []byte // that is not yet whole
+	way   []string // what it came to, and when
+	line  []byte   // that is not yet whole
 	tail  []string
 	over  bool
 }
 
 func newConsole() *console {
-	return &console{done: make(chan struct{}), failed: make(chan string, 1)}
+	return &console{done: make(chan struct{}), failed: make(chan string, 1), began: time.Now()}
 }
 
 const (
@@ -75,6 +78,9 @@ func (c *console) heed(line string) {
 	for _, w := range strings.Fields(text) {
 		key, value, _ := strings.Cut(w, "=")
 		v[key] = value
+	}
+	if at := v["share"]; at != "" && at != "memory" {
+		c.way = append(c.way, fmt.Sprintf("%s %.0f s", at, time.Since(c.began).Seconds()))
 	}
 	g := &c.guest
 	var err error
@@ -121,6 +127,13 @@ func (c *console) said() Guest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.guest
+}
+
+// stages say what the guest came to when.
+func (c *console) stages() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.way, ", ")
 }
 
 // last are the last lines.

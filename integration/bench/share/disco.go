@@ -5,54 +5,71 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"sync"
 
 	"disco/integration/bench/resident"
 	"disco/vmm"
 )
 
-// disco has n guests of one monitor work, and looks at its memory.
-func (o *Options) disco(ctx context.Context, m Mode, n int) (row *Row, err error) {
-	monitor, err := vmm.NewMonitor(vmm.MonitorConfig{CacheSize: cacheSize})
+// monitor is disco's: one, with all guests.
+type monitor struct {
+	o       *Options
+	mode    Mode
+	monitor *vmm.Monitor
+	guests  []running
+}
+
+type running struct {
+	*vmm.Guest
+	gone chan struct{} // closed when it does not run any more
+}
+
+func (o *Options) disco(m Mode) (host, error) {
+	vm, err := vmm.NewMonitor(vmm.MonitorConfig{CacheSize: cacheSize})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, monitor.Close()) }()
-	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("the guests were not done after %v", o.Timeout))
-	defer cancel()
-	var running sync.WaitGroup
-	var guests []*vmm.Guest
-	defer func() {
-		cancel()
-		for _, g := range guests {
-			g.Kill("the benchmark is over")
-		}
-		running.Wait()
-		for _, g := range guests {
-			err = errors.Join(err, g.Close())
-		}
-	}()
-	var consoles []*console
-	ended := make(chan error, n)
-	for i := range n {
-		c := newConsole()
-		g, err := monitor.New(o.config(m, i, c))
-		if err != nil {
-			return nil, err
-		}
-		guests, consoles = append(guests, g), append(consoles, c)
-		running.Go(func() {
-			outcome, err := g.Run(context.WithoutCancel(ctx))
-			if err == nil {
-				err = lost(i, fmt.Sprintf("is gone (%v %s)", outcome.Kind, outcome.Reason), c)
-			}
-			ended <- err
-		})
-	}
-	if err := await(ctx, consoles, ended); err != nil {
+	return &monitor{o: o, mode: m, monitor: vm}, nil
+}
+
+func (h *monitor) start(ended chan<- error) (*console, error) {
+	c := newConsole()
+	g, err := h.monitor.New(h.o.config(h.mode, len(h.guests), c))
+	if err != nil {
 		return nil, err
 	}
-	return count(monitor, guests, consoles)
+	r := running{g, make(chan struct{})}
+	h.guests = append(h.guests, r)
+	go func() {
+		outcome, err := g.Run(context.Background())
+		if err == nil {
+			err = fmt.Errorf("%v %s", outcome.Kind, outcome.Reason)
+		}
+		close(r.gone)
+		ended <- err
+	}()
+	return c, nil
+}
+
+// end kills a guest, if it runs, and frees what it has.
+func (r running) end() error {
+	r.Kill("the benchmark is done with it")
+	<-r.gone
+	return r.Close()
+}
+
+func (h *monitor) drop() error {
+	last := len(h.guests) - 1
+	r := h.guests[last]
+	h.guests = h.guests[:last]
+	return r.end()
+}
+
+func (h *monitor) close() error {
+	var errs []error
+	for _, r := range h.guests {
+		errs = append(errs, r.end())
+	}
+	return errors.Join(append(errs, h.monitor.Close())...)
 }
 
 // cacheSize is more than any image here: nothing is to be evicted.
@@ -72,30 +89,14 @@ func (o *Options) config(m Mode, i int, c *console) vmm.Config {
 	}
 }
 
-// await waits until all guests are done, or one is lost.
-func await(ctx context.Context, consoles []*console, ended <-chan error) error {
-	for i, c := range consoles {
-		select {
-		case <-c.done:
-		case why := <-c.failed:
-			return lost(i, "failed: "+why, c)
-		case err := <-ended:
-			return err
-		case <-ctx.Done():
-			return lost(i, "was waited for: "+context.Cause(ctx).Error(), c)
-		}
-	}
-	return nil
-}
-
-// count looks at the memory of guests that are done.
-func count(monitor *vmm.Monitor, guests []*vmm.Guest, consoles []*console) (*Row, error) {
+// look counts the memory of the monitor and its guests.
+func (h *monitor) look(context.Context) (*Row, error) {
 	debug.FreeOSMemory() // what this program has used to get here is not the monitor's
 	row := &Row{}
-	for i, g := range guests {
+	for i, g := range h.guests {
 		s := g.Space()
 		if s == nil {
-			return nil, lost(i, "is gone", consoles[i])
+			return nil, fmt.Errorf("guest %d is gone", i+1)
 		}
 		t := s.Stats()
 		row.RAM += s.Resident()
@@ -106,9 +107,8 @@ func count(monitor *vmm.Monitor, guests []*vmm.Guest, consoles []*console) (*Row
 			row.Copied += d.Copied
 			row.Overlay += d.Overlay
 		}
-		row.Each = append(row.Each, consoles[i].said())
 	}
-	row.Cache = monitor.CacheStats().Pages * pageSize
+	row.Cache = h.monitor.CacheStats().Pages * pageSize
 	row.Frames = row.RAM + row.Cache + row.Overlay
 	own, err := resident.Rollup("self")
 	if err != nil {

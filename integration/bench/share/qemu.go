@@ -17,61 +17,84 @@ import (
 	"disco/integration/bench/resident"
 )
 
-// qemu has n guests of QEMU work, lets the kernel merge their pages, and looks at
-// the memory of all processes.
-func (o *Options) qemu(ctx context.Context, _ Mode, n int) (row *Row, err error) {
+// processes are QEMU's, one for each guest, and the kernel's merging.
+type processes struct {
+	o       *Options
+	merging *ksm
+	all     []*process
+}
+
+type process struct {
+	cmd  *exec.Cmd
+	gone chan struct{} // closed when it has been waited for
+}
+
+func (o *Options) qemu() (host, error) {
 	merging, err := openKSM()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, merging.restore()) }()
-	if err := merging.start(); err != nil {
+	return &processes{o: o, merging: merging}, nil
+}
+
+func (h *processes) start(ended chan<- error) (*console, error) {
+	// The CPU is the guest's until it is done.
+	if err := h.merging.run(false); err != nil {
 		return nil, err
 	}
-	working, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("the guests were not done after %v", o.Timeout))
-	defer cancel()
-	var consoles []*console
-	var processes []*exec.Cmd
-	ended := make(chan error, n)
-	defer func() {
-		for _, p := range processes {
-			_ = unix.Kill(-p.Process.Pid, unix.SIGKILL) // it may have ended
-		}
-		for range processes {
-			<-ended
-		}
+	c := newConsole()
+	p := &process{cmd: exec.Command(h.o.QEMU, h.o.arguments()...), gone: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = c, c
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	h.all = append(h.all, p)
+	go func() {
+		err := p.cmd.Wait()
+		close(p.gone)
+		ended <- fmt.Errorf("QEMU ended (%v)", err)
 	}()
-	for i := range n {
-		c := newConsole()
-		p := exec.Command(o.QEMU, o.arguments()...)
-		p.Stdout, p.Stderr = c, c
-		p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
-		if err := p.Start(); err != nil {
-			return nil, err
-		}
-		consoles, processes = append(consoles, c), append(processes, p)
-		go func() {
-			err := p.Wait()
-			ended <- lost(i, fmt.Sprintf("is gone (%v)", err), c)
-		}()
+	return c, nil
+}
+
+// end kills a process, which may have ended.
+func (p *process) end() {
+	_ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL)
+	<-p.gone
+}
+
+func (h *processes) drop() error {
+	h.all[len(h.all)-1].end()
+	h.all = h.all[:len(h.all)-1]
+	return nil
+}
+
+func (h *processes) close() error {
+	for _, p := range h.all {
+		p.end()
 	}
-	if err := await(working, consoles, ended); err != nil {
-		ended <- nil // one of those that are waited for has been read
+	return h.merging.restore()
+}
+
+// look lets the kernel merge, and adds up the memory of all processes.
+func (h *processes) look(ctx context.Context) (*Row, error) {
+	if err := h.merging.run(true); err != nil {
 		return nil, err
 	}
-	row = &Row{}
-	if row.Settled, err = o.settle(ctx, merging); err != nil {
+	row := &Row{}
+	var err error
+	if row.Settled, err = h.o.settle(ctx, h.merging); err != nil {
 		return nil, err
 	}
-	for i, p := range processes {
-		m, err := resident.Rollup(strconv.Itoa(p.Process.Pid))
+	for _, p := range h.all {
+		m, err := resident.Rollup(strconv.Itoa(p.cmd.Process.Pid))
 		if err != nil {
 			return nil, err
 		}
 		row.M += m["Pss"]
-		row.Each = append(row.Each, consoles[i].said())
 	}
-	row.Merged = merging.number("pages_sharing") * pageSize
+	row.Merged = h.merging.number("pages_sharing") * pageSize
 	return row, nil
 }
 
@@ -117,7 +140,7 @@ type ksm struct{ was map[string]string }
 const ksmDir = "/sys/kernel/mm/ksm"
 
 // ksmSettings have it scan as fast as a CPU can.
-var ksmSettings = []struct{ name, value string }{{"sleep_millisecs", "0"}, {"pages_to_scan", "10000"}, {"run", "1"}}
+var ksmSettings = []struct{ name, value string }{{"sleep_millisecs", "0"}, {"pages_to_scan", "10000"}, {"run", "0"}}
 
 func openKSM() (*ksm, error) {
 	k := &ksm{was: map[string]string{}}
@@ -131,9 +154,14 @@ func openKSM() (*ksm, error) {
 	return k, nil
 }
 
-func (k *ksm) start() error {
+// run has the kernel go on merging, or not; what is merged stays so.
+func (k *ksm) run(on bool) error {
 	for _, s := range ksmSettings {
-		if err := os.WriteFile(filepath.Join(ksmDir, s.name), []byte(s.value), 0); err != nil {
+		value := s.value
+		if s.name == "run" && on {
+			value = "1"
+		}
+		if err := os.WriteFile(filepath.Join(ksmDir, s.name), []byte(value), 0); err != nil {
 			return fmt.Errorf("KSM: %w", err)
 		}
 	}

@@ -1,16 +1,17 @@
 // Package share is the benchmark of sharing: how much memory several guests of one
 // disk image take together, against what they think they use.
 //
-// Each guest reads the same part of the image whole, works with it, and says what
-// its kernel takes for used (V, its MemTotal less its MemFree). Then, with all of
-// that still in their page caches, it is asked how much memory there really is (M):
-// of the monitor, which counts the frames that it gave out, and of the kernel, which
-// counts those that the process has. The guests are disco's, with sharing and
-// without, and QEMU's with the kernel merging same pages (KSM), for which it is
-// given the time until nothing more is merged.
+// Guests are started one after another. Each reads the same part of the image whole,
+// works with it, says what its kernel takes for free, and halts, with all of that
+// still in its page cache. Whenever there are as many as a run is about, the next row
+// is written: what the guests use (V, the memory that they were given less what is
+// free), and how much memory there really is (M): of the monitor, which counts the
+// frames that it gave out, and of the kernel, which counts those that the process has.
+// The guests are disco's, with sharing and without, and QEMU's with the kernel merging
+// same pages (KSM), for which it is given the time until nothing more is merged.
 //
-// Not measured: time, beyond what a run took in all, and the kernel's own memory for
-// page tables and mappings.
+// Not measured: time, beyond what it took in all, guests that read the same at the same
+// moment, and the kernel's own memory for page tables and mappings.
 package share
 
 import (
@@ -58,17 +59,19 @@ type Options struct {
 	Image          string // a raw disk image whose first partition is ext4
 	QEMU           string // its program, for the mode KSM
 
-	Guests []int  // how many at once, one after the other; nil for 1, 2, 4 and 8
+	Guests []int  // after how many to look; nil for 1, 2, 4 and 8
 	Modes  []Mode // nil for auto, never and ksm
 	CPUs   int    // of each guest; 0 for 1
 	Memory uint64 // of each guest, in bytes; 0 for 768 MiB
 	Read   string // what each reads: folders of the image, separated by commas; empty for /usr
 	Job    string // what each does then: query (its package database), build (C files) or none; empty for query
 
-	Timeout  time.Duration // of each run until its guests are done; 0 for ten minutes
-	Settle   time.Duration // how long KSM may take; 0 for five minutes
-	Emulated bool          // this host is: a run in which a guest is lost is done once more
-	Progress io.Writer     // what is being done; nil for nothing
+	Timeout  time.Duration        // of each guest; 0 for ten minutes
+	Settle   time.Duration        // how long KSM may take at each look; 0 for five minutes
+	Emulated bool                 // this host is: for guests that are lost others are started, a few
+	Resume   *Results             // of the same work: the modes that it has whole are not run again
+	Keep     func(*Results) error // is given the results so far after each row; or nil
+	Progress io.Writer            // what is being done; nil for nothing
 }
 
 // Check returns everything that is wrong with o.
@@ -93,6 +96,10 @@ func (o *Options) complete() []error {
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
+	if o.Keep == nil {
+		o.Keep = func(*Results) error { return nil }
+	}
+	o.Guests = slices.Compact(slices.Sorted(slices.Values(o.Guests)))
 	for _, n := range o.Guests {
 		if n < 1 || n > 64 {
 			bad("guests %d: use 1 to 64", n)
@@ -117,56 +124,146 @@ func fill[T comparable](p *T, otherwise T) {
 }
 
 // Benchmark runs what o asks for. The results it returns with an error are those of
-// the runs that were completed. For KSM it needs root: it switches it on, and leaves
+// the rows that were completed. For KSM it needs root: it switches it on, and leaves
 // it as it was.
 func Benchmark(ctx context.Context, o Options) (*Results, error) {
 	if problems := o.complete(); len(problems) > 0 {
 		return nil, errors.Join(problems...)
 	}
 	r := &Results{Job: o.Job, Read: o.Read, CPUs: o.CPUs, Memory: o.Memory}
+	if err := o.resume(r); err != nil {
+		return nil, err
+	}
 	for _, m := range o.Modes {
-		for _, n := range o.Guests {
-			row, err := o.measure(ctx, m, n, r)
-			if err != nil {
-				return r, fmt.Errorf("%d guests, %s: %w", n, m, err)
-			}
-			r.Rows = append(r.Rows, row)
-			o.say("%d guests, %s: V %s, M %s, V/M %.2f", n, m, mib(row.V), mib(row.M), row.Ratio())
+		if o.whole(r, m) {
+			o.say("%s: measured before", m)
+			continue
 		}
+		if err := o.mode(ctx, m, r); err != nil {
+			return r, fmt.Errorf("%s: %w", m, err)
+		}
+		// What one has left behind is none of the next one's.
+		runtime.GC()
 	}
 	return r, nil
+}
+
+// resume takes over what there is of the same work. It is an error if that was other
+// work.
+func (o *Options) resume(r *Results) error {
+	was := o.Resume
+	if was == nil {
+		return nil
+	}
+	if was.Read != r.Read || was.Job != r.Job || was.CPUs != r.CPUs || was.Memory != r.Memory {
+		return fmt.Errorf("the results to go on with are of other work: job %s after reading %s, with %d CPUs and %s each", was.Job, was.Read, was.CPUs, mib(was.Memory))
+	}
+	r.Rows, r.Retried = slices.Clone(was.Rows), slices.Clone(was.Retried)
+	return nil
+}
+
+// whole says whether there is a row of a mode for every number of guests.
+func (o *Options) whole(r *Results, m Mode) bool {
+	return !slices.ContainsFunc(o.Guests, func(n int) bool { return r.find(m, n) == nil })
 }
 
 func (o *Options) say(format string, a ...any) {
 	fmt.Fprintf(o.Progress, "bench: "+format+"\n", a...)
 }
 
-// measure does one run, and in emulation once more if a guest was lost.
-func (o *Options) measure(ctx context.Context, m Mode, n int, r *Results) (*Row, error) {
-	for try := 1; ; try++ {
-		o.say("%d guests, %s", n, m)
-		once := o.disco
-		if m == KSM {
-			once = o.qemu
-		}
-		began := time.Now()
-		row, err := once(ctx, m, n)
+// host has guests, and can look at the memory of those that are done.
+type host interface {
+	// start has one more, whose console it returns. Whatever ends the guest is sent
+	// to ended.
+	start(ended chan<- error) (*console, error)
+	// drop takes back the last one, which was lost.
+	drop() error
+	// look makes a row of what is its own business.
+	look(ctx context.Context) (*Row, error)
+	// close ends everything.
+	close() error
+}
+
+// maxLost is how many guests may be lost in one mode of an emulated host.
+const maxLost = 3
+
+// mode measures one mode.
+func (o *Options) mode(ctx context.Context, m Mode, r *Results) (err error) {
+	var h host
+	if m == KSM {
+		h, err = o.qemu()
+	} else {
+		h, err = o.disco(m)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.close()) }()
+	return o.measure(ctx, m, h, r)
+}
+
+// measure has guests from the first to the last, and looks at them in between.
+func (o *Options) measure(ctx context.Context, m Mode, h host, r *Results) error {
+	began := time.Now()
+	var said []Guest
+	for lost := 0; len(said) < o.Guests[len(o.Guests)-1]; {
+		g, err := o.guest(ctx, h, len(said))
 		switch {
 		case err == nil:
-			row.Mode, row.Guests, row.Seconds = m, n, time.Since(began).Seconds()
-			for _, g := range row.Each {
-				row.V += g.Total - g.Free
-			}
-			// What one run has left behind is none of the next one's.
-			runtime.GC()
-			return row, nil
+			said = append(said, g)
 		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
-		case !o.Emulated || try == 2:
-			return nil, err
+			return context.Cause(ctx)
+		case !o.Emulated || lost == maxLost:
+			return err
+		default:
+			lost++
+			o.say("%v; another", err)
+			r.Retried = append(r.Retried, fmt.Sprintf("%s: %v", m, err))
+			if err := h.drop(); err != nil {
+				return err
+			}
+			continue
 		}
-		o.say("%v; once more", err)
-		r.Retried = append(r.Retried, fmt.Sprintf("%d guests, %s: %v", n, m, err))
+		n := len(said)
+		if !slices.Contains(o.Guests, n) {
+			continue
+		}
+		row, err := h.look(ctx)
+		if err != nil {
+			return err
+		}
+		row.Mode, row.Guests, row.Each, row.Seconds = m, n, slices.Clone(said), time.Since(began).Seconds()
+		for _, g := range said {
+			row.V += o.Memory - g.Free
+		}
+		r.add(row)
+		o.say("%s, %d guests: V %s, M %s, V/M %.2f", m, n, mib(row.V), mib(row.M), row.Ratio())
+		if err := o.Keep(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// guest starts the i'th guest, and waits until it is done.
+func (o *Options) guest(ctx context.Context, h host, i int) (Guest, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("it was not done after %v", o.Timeout))
+	defer cancel()
+	ended := make(chan error, 1)
+	c, err := h.start(ended)
+	if err != nil {
+		return Guest{}, err
+	}
+	select {
+	case <-c.done:
+		o.say("guest %d: %s", i+1, c.stages())
+		return c.said(), nil
+	case why := <-c.failed:
+		return Guest{}, lost(i, "failed: "+why, c)
+	case err := <-ended:
+		return Guest{}, lost(i, "is gone: "+err.Error(), c)
+	case <-ctx.Done():
+		return Guest{}, lost(i, "was waited for: "+context.Cause(ctx).Error(), c)
 	}
 }
 

@@ -2,6 +2,11 @@ package share
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -77,7 +82,7 @@ func TestOptions(t *testing.T) {
 
 // row is a run in which each guest has 300 pages of file data.
 func row(m Mode, n int, private, cache, shared uint64) *Row {
-	r := &Row{Mode: m, Guests: n, RAM: uint64(n) * private, Cache: cache, Shared: uint64(n) * shared}
+	r := &Row{Mode: m, Guests: n, RAM: uint64(n) * private, Cache: cache, Shared: uint64(n) * shared, Mapped: uint64(n) * shared}
 	for range n {
 		r.Each = append(r.Each, Guest{Total: 1000, Free: 600, Cached: 300, Sum: "s"})
 		r.V += 400
@@ -108,18 +113,106 @@ func TestPromises(t *testing.T) {
 			}
 		}
 	}
-	check(true, true, true, true, true)
+	check(true, true, true, true, true, true)
 	r.Rows[0].Each[3].Sum = "another"
 	r.Rows[0].M = 3000
 	r.Rows[1].Files += 1000
 	r.Rows[1].M = 1000
 	r.Rows[0].Shared -= 300
-	check(false, false, false, false, false)
+	r.Rows[0].Copied = 5
+	check(false, false, false, false, false, false)
 	var out bytes.Buffer
 	if err := r.Print(&out); err != nil || strings.Count(out.String(), "\n") != 4 {
 		t.Errorf("%v:\n%s", err, &out)
 	}
 	if res := r.Result("here"); len(res.Series) != 2 || len(res.Series[0].Bars) != 2 {
 		t.Errorf("%+v", res)
+	}
+}
+
+// fake is a host whose guests are done at once, but for some that are lost.
+type fake struct {
+	lose  map[int]bool // by how many were started before
+	began int
+	here  int
+	looks []int
+}
+
+func (f *fake) start(ended chan<- error) (*console, error) {
+	c := newConsole()
+	if f.lose[f.began] {
+		ended <- errors.New("a crash")
+	} else {
+		c.Write([]byte(said))
+	}
+	f.began++
+	f.here++
+	return c, nil
+}
+
+func (f *fake) drop() error { f.here--; return nil }
+
+func (f *fake) look(context.Context) (*Row, error) {
+	f.looks = append(f.looks, f.here)
+	return &Row{M: 600}, nil
+}
+
+func (f *fake) close() error { return nil }
+
+func TestRows(t *testing.T) {
+	o := Options{Guests: []int{4, 1, 2}, Emulated: true, Memory: 1000}
+	kept := 0
+	o.Keep = func(*Results) error { kept++; return nil }
+	if problems := o.complete(); problems != nil {
+		t.Fatal(problems)
+	}
+	r := &Results{Rows: []*Row{{Mode: Never, Guests: 1}, {Mode: Auto, Guests: 2}}}
+	h := &fake{lose: map[int]bool{0: true, 3: true}}
+	if err := o.measure(context.Background(), Auto, h, r); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(h.looks, []int{1, 2, 4}) || kept != 3 || len(r.Retried) != 2 || len(r.Rows) != 4 || r.Rows[3].Mode != Never {
+		t.Errorf("looks after %v, %d kept, %+v", h.looks, kept, r)
+	}
+	if row := r.find(Auto, 2); row.V != 1200 || row.Ratio() != 2 || len(row.Each) != 2 {
+		t.Errorf("%+v", row)
+	}
+	if !o.whole(r, Auto) || o.whole(r, Never) {
+		t.Error("what is whole")
+	}
+	o.Emulated = false
+	if err := o.measure(context.Background(), Auto, &fake{lose: map[int]bool{1: true}}, r); err == nil || !strings.Contains(err.Error(), "a crash") {
+		t.Errorf("a lost guest: %v", err)
+	}
+}
+
+func TestResume(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "r.json")
+	was := &Results{Read: "/usr", Job: "query", CPUs: 1, Memory: 768 << 20, Rows: []*Row{row(Auto, 1, 1, 1, 1)}}
+	if err := was.Result("a test").Write(path); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{}
+	o.complete()
+	var err error
+	if o.Resume, err = Load(path); err != nil {
+		t.Fatal(err)
+	}
+	r := &Results{Read: o.Read, Job: o.Job, CPUs: o.CPUs, Memory: o.Memory}
+	if err := o.resume(r); err != nil || r.find(Auto, 1) == nil {
+		t.Errorf("%v, %+v", err, r)
+	}
+	r.Read = "/bin"
+	if err := o.resume(r); err == nil || !strings.Contains(err.Error(), "other work") {
+		t.Errorf("results of other work: %v", err)
+	}
+	if r, err := Load(filepath.Join(t.TempDir(), "none")); r != nil || err != nil {
+		t.Errorf("no file: %v, %v", r, err)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "r.json") {
+		t.Errorf("half a file: %v", err)
 	}
 }
