@@ -35,6 +35,11 @@ func (v *VCPU) Release() {
 // TID is the id of the thread that runs the guest, or 0 if it does not run.
 func (v *VCPU) TID() int { return max(0, int(v.body().tid.Load())) }
 
+// Inside says whether that thread runs the guest, is halted as Halted tells, or is
+// held. Otherwise it does something for the guest in the monitor, or Halted cannot
+// tell.
+func (v *VCPU) Inside() bool { return v.body().halted != nil && v.steer.Inside() }
+
 // Lower has the vCPU run its guest only when nothing else wants its CPU, from any
 // thread, until Raise, and does not wait for that to begin. The thread is low in
 // the guest alone (kvm.VCPU.RunSteered). It does not allocate.

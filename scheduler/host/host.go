@@ -44,6 +44,9 @@ type Thread interface {
 	TID() int
 	// Halted says whether it waits for an interrupt to the guest.
 	Halted() bool
+	// Inside says whether it runs the guest, is halted or held. Otherwise it does
+	// something for the guest, and may wait for that.
+	Inside() bool
 	// Hold keeps it from running the guest, until Release.
 	Hold()
 	Release()
@@ -105,7 +108,9 @@ type Scheduler struct {
 	pools  []*pool
 	guests []*Guest
 	closed bool
+	limits int // guests with a limit
 
+	vcpus    int // that were added so far
 	troubles int // that the log was told of
 }
 
@@ -270,8 +275,12 @@ func (g *Guest) SetLimit(thousandths int) {
 }
 
 func (g *Guest) setLimit(thousandths int) {
-	g.limit = nil
+	if g.limit != nil {
+		g.limit = nil
+		g.s.limits--
+	}
 	if thousandths > 0 {
+		g.s.limits++
 		g.limit = scheduler.NewLimit(int64(thousandths), 1000, burst*int64(g.s.cfg.Quantum))
 	}
 }
@@ -281,6 +290,10 @@ func (g *Guest) nudge() {
 		p.nudge()
 	}
 }
+
+// crowd is how many vCPUs make it worth while to have the kernel find those that wait
+// faster: it takes 64 KiB.
+const crowd = 64
 
 // burst is how many quanta a guest with a limit may use at once after a rest.
 const burst = 10
@@ -304,6 +317,9 @@ func (g *Guest) Add(id int, t Thread, pool int) (*VCPU, error) {
 	v.client = scheduler.NewClient(id, v.holder.Weight())
 	g.members = append(g.members, v)
 	s.pools[pool].add(v)
+	if s.vcpus++; s.vcpus == crowd {
+		s.sys.spread(crowd * 16)
+	}
 	return v, nil
 }
 
@@ -314,6 +330,7 @@ func (g *Guest) Close() error {
 	for len(g.members) > 0 {
 		g.members[0].remove()
 	}
+	g.setLimit(0)
 	g.s.guests = slices.DeleteFunc(g.s.guests, func(o *Guest) bool { return o == g })
 	return g.currency.Close()
 }
@@ -329,7 +346,9 @@ type VCPU struct {
 
 	tid    int   // at the last look; 0 if it did not run
 	clock  int64 // its CPU time then
-	took   int64 // CPU time between the last two looks
+	took   int64 // CPU time between the last two looks, until it is accounted for
+	seen   int64 // up to when waited and asked are right
+	loose  bool  // it is in the pool's list of those
 	level  level
 	class  level // raised or lowered, also while it is held
 	cpu    int   // the CPU that it is bound to, or anyCPU or noCPU

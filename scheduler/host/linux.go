@@ -20,6 +20,8 @@ type system interface {
 	pin(tid int, cpus []int) error
 	// runnable says whether the thread runs or waits for a CPU.
 	runnable(tid int) bool
+	// spread makes it faster to wake one of many threads.
+	spread(lists int)
 }
 
 // linux is this host.
@@ -71,6 +73,14 @@ func (linux) runnable(tid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
 	i := bytes.LastIndexByte(b, ')')
 	return err == nil && i > 0 && len(b) > i+2 && b[i+2] == 'R'
+}
+
+// spread has the kernel keep threads that wait, as those that are held do, in so
+// many lists instead of some for each CPU, all of which it goes through to wake one
+// (PR_FUTEX_HASH, Linux 6.16). Kernels before have one large table for all processes.
+func (linux) spread(lists int) {
+	const prFutexHash, setSlots = 78, 1
+	_ = unix.Prctl(prFutexHash, setSlots, uintptr(lists), 0, 0)
 }
 
 // permitted tries on a thread of its own whether this process may raise what it

@@ -28,7 +28,10 @@ type pool struct {
 	index   int
 	policy  scheduler.Policy
 	members []*VCPU
-	next    int // the member with whom the next look at sleepers begins
+	// loose are the members that are not held: what has become of the others is
+	// known without looking.
+	loose []*VCPU
+	next  int // the one of them with whom the next look at sleepers begins
 
 	last       int64 // when the last tick was
 	quiet      int   // ticks in a row without competition
@@ -63,17 +66,29 @@ func (p *pool) add(v *VCPU) {
 	v.pool = p
 	p.members = append(p.members, v)
 	p.ids[v.client] = v
+	v.seen = p.last
+	p.loosen(v)
 	p.nudge()
+}
+
+// loosen notes that a member is not held, or is not to be.
+func (p *pool) loosen(v *VCPU) {
+	if !v.loose {
+		v.loose = true
+		p.loose = append(p.loose, v)
+	}
 }
 
 func (p *pool) remove(v *VCPU) {
 	p.asleep(v)
 	p.policy.Leave(v.client)
+	p.account(v, p.last)
 	p.set(v, raised, anyCPU)
 	p.members = slices.DeleteFunc(p.members, func(o *VCPU) bool { return o == v })
+	p.loose = slices.DeleteFunc(p.loose, func(o *VCPU) bool { return o == v })
 	p.chosen = slices.DeleteFunc(p.chosen, func(o *VCPU) bool { return o == v })
 	delete(p.ids, v.client)
-	v.pool, v.level, v.tid = nil, unset, 0
+	v.pool, v.level, v.tid, v.loose = nil, unset, 0, false
 }
 
 // start begins the pool's thread.
@@ -147,10 +162,9 @@ const sleepers = 64
 
 // tick ends a quantum and begins another.
 func (p *pool) tick(now int64) nap {
-	elapsed := max(0, now-p.last)
 	p.last = now
-	p.look(now, elapsed)
-	p.reweigh(elapsed)
+	p.look(now)
+	p.reweigh()
 	if (p.policy.Len() <= len(p.cpus) || !p.several(true)) && !p.limited() {
 		p.calm()
 		if (len(p.members) <= len(p.cpus) || !p.several(false)) && !p.limits() {
@@ -165,26 +179,25 @@ func (p *pool) tick(now int64) nap {
 }
 
 // look finds out what all have done since the last tick, and tells the policy.
-func (p *pool) look(now, elapsed int64) {
+func (p *pool) look(now int64) {
 	budget := sleepers
-	n := len(p.members)
+	n := len(p.loose)
 	for i := range n {
-		v := p.members[(p.next+i)%n]
+		v := p.loose[(p.next+i)%n]
 		v.took = 0
-		if v.level != held {
-			if !v.awake {
-				if budget == 0 {
-					continue
-				}
-				if budget--; budget == 0 {
-					p.next = (p.next + i + 1) % n
-				}
+		if !v.awake {
+			if budget == 0 {
+				continue
 			}
-			p.lookAt(v, now, elapsed)
+			if budget--; budget == 0 {
+				p.next = (p.next + i + 1) % n
+			}
 		}
-		if v.awake || v.capped {
-			v.waited += max(0, elapsed-v.took)
-		}
+		p.lookAt(v, now)
+		p.account(v, now)
+	}
+	if p.s.limits == 0 {
+		return
 	}
 	for _, v := range p.members {
 		if v.guest.limit != nil || v.capped {
@@ -193,7 +206,30 @@ func (p *pool) look(now, elapsed int64) {
 	}
 }
 
-func (p *pool) lookAt(v *VCPU, now, elapsed int64) {
+// account brings what v has waited and was worth up to a time, of which it has had
+// took.
+func (p *pool) account(v *VCPU, now int64) {
+	elapsed := max(0, now-v.seen)
+	v.seen = now
+	waited, asked := v.since(elapsed)
+	v.waited += max(0, waited-v.took)
+	v.asked += asked
+	v.took = 0
+}
+
+// since is for how long v has wanted to run in a time, and what its tickets were
+// worth then.
+func (v *VCPU) since(elapsed int64) (waited, asked int64) {
+	if v.awake || v.capped {
+		waited = elapsed
+	}
+	if v.awake {
+		asked = int64(v.share * float64(elapsed))
+	}
+	return waited, asked
+}
+
+func (p *pool) lookAt(v *VCPU, now int64) {
 	tid := v.thread.TID()
 	used, ok := int64(0), false
 	if tid != 0 {
@@ -215,7 +251,7 @@ func (p *pool) lookAt(v *VCPU, now, elapsed int64) {
 		l.Spend(now, v.took)
 	}
 	v.halted = v.thread.Halted()
-	if v.chosen && v.took == 0 && !v.halted {
+	if v.chosen && v.took == 0 && !v.halted && !v.thread.Inside() {
 		// It may wait for something in the monitor, or for other processes.
 		v.halted = !p.s.sys.runnable(tid)
 	}
@@ -271,11 +307,11 @@ func (p *pool) cap(v *VCPU, now int64) {
 // limited says whether one with a limit wants to run, and limits whether there is
 // one at all.
 func (p *pool) limited() bool {
-	return slices.ContainsFunc(p.members, func(v *VCPU) bool { return v.capped || v.awake && v.guest.limit != nil })
+	return p.s.limits > 0 && slices.ContainsFunc(p.members, func(v *VCPU) bool { return v.capped || v.awake && v.guest.limit != nil })
 }
 
 func (p *pool) limits() bool {
-	return slices.ContainsFunc(p.members, func(v *VCPU) bool { return v.guest.limit != nil })
+	return p.s.limits > 0 && slices.ContainsFunc(p.members, func(v *VCPU) bool { return v.guest.limit != nil })
 }
 
 // several says whether there are vCPUs of several guests, or several guests with
@@ -296,15 +332,10 @@ func (p *pool) several(awake bool) bool {
 }
 
 // reweigh tells the policy what everybody's tickets are worth now.
-func (p *pool) reweigh(elapsed int64) {
+func (p *pool) reweigh() {
 	if g := p.s.ledger.Generation(); g != p.generation {
 		p.generation = g
 		p.value()
-	}
-	for _, v := range p.members {
-		if v.awake {
-			v.asked += int64(v.share * float64(elapsed))
-		}
 	}
 }
 
@@ -322,6 +353,7 @@ func (p *pool) value() {
 	}
 	cpus := int64(len(p.cpus))
 	for _, v := range p.members {
+		p.account(v, p.last)
 		v.share = 0
 		if !v.awake {
 			continue
@@ -372,11 +404,12 @@ func (p *pool) choose() {
 	for _, v := range p.chosen {
 		p.set(v, raised, v.next)
 	}
-	for _, v := range p.members {
+	for _, c := range p.line {
+		p.set(p.ids[c], lowered, anyCPU)
+	}
+	for _, v := range p.loose {
 		switch {
-		case v.chosen:
-		case v.inLine:
-			p.set(v, lowered, anyCPU)
+		case v.chosen, v.inLine:
 		case v.capped, v.awake && !v.halted && p.s.cfg.Line < Everyone:
 			p.set(v, held, anyCPU)
 		case v.awake && !v.halted:
@@ -384,8 +417,24 @@ func (p *pool) choose() {
 		case v.level == unset || p.policy.Before(v.client):
 			p.set(v, raised, anyCPU)
 		}
-		v.inLine = false
 	}
+	for _, v := range p.chosen {
+		p.loosen(v)
+	}
+	for _, c := range p.line {
+		v := p.ids[c]
+		v.inLine = false
+		p.loosen(v)
+	}
+	p.tighten()
+}
+
+// tighten drops those who are held.
+func (p *pool) tighten() {
+	p.loose = slices.DeleteFunc(p.loose, func(v *VCPU) bool {
+		v.loose = v.level != held
+		return !v.loose
+	})
 }
 
 // assign gives each of those chosen a CPU, the one that it had if it can.
@@ -420,6 +469,7 @@ func (p *pool) calm() {
 	p.chosen = p.chosen[:0]
 	for _, v := range p.members {
 		p.set(v, raised, anyCPU)
+		p.loosen(v)
 	}
 }
 
@@ -472,6 +522,9 @@ func (v *VCPU) usage() Usage {
 	}
 	if v.pool != nil {
 		u.Pool = v.pool.index
+		waited, asked := v.since(max(0, v.pool.last-v.seen))
+		u.Waited += time.Duration(waited)
+		u.Asked += time.Duration(asked)
 	}
 	switch {
 	case v.capped:

@@ -29,6 +29,7 @@ type thread struct {
 
 func (t *thread) TID() int     { return t.tid }
 func (t *thread) Halted() bool { return t.halted }
+func (t *thread) Inside() bool { return !t.stuck }
 func (t *thread) Hold()        { t.held = true }
 func (t *thread) Release()     { t.held = false }
 func (t *thread) Lower()       { t.low = true }
@@ -49,6 +50,7 @@ func (w *world) thread(tid int) *thread { return w.threads[tid-1] }
 
 func (w *world) used(tid int) (int64, bool) { return w.thread(tid).used, true }
 func (w *world) runnable(tid int) bool      { return !w.thread(tid).stuck }
+func (w *world) spread(int)                 {}
 func (w *world) pin(tid int, cpus []int) error {
 	w.pinned[tid] = cpus
 	return nil

@@ -24,6 +24,8 @@ type Steering struct {
 	turns atomic.Uint32
 	// idle is 1 while the thread may have SCHED_IDLE.
 	idle atomic.Uint32
+	// inside is 1 while it is in RunSteered.
+	inside atomic.Uint32
 
 	// For how long Hold kept it, in ns of CLOCK_MONOTONIC. even changes twice
 	// around every change of both.
@@ -42,6 +44,10 @@ type Steering struct {
 // Idle says whether the thread may have SCHED_IDLE, so that it has to be raised to
 // come out.
 func (s *Steering) Idle() bool { return s.idle.Load() != 0 }
+
+// Inside says whether the thread runs the guest, waits for an interrupt to it or is
+// held, and not what it does for the guest in the monitor.
+func (s *Steering) Inside() bool { return s.inside.Load() != 0 }
 
 // Turns is how often KVM_RUN was interrupted without RunSteered returning.
 func (s *Steering) Turns() uint64 { return uint64(s.turns.Load()) }
@@ -90,6 +96,7 @@ func (c *VCPU) RunSteered(s *Steering, calls *atomic.Uint32, seen uint32) error 
 	was := false
 	var errno syscall.Errno
 	entersyscall()
+	*plain(&s.inside) = 1
 	for {
 		if *low != 0 {
 			was = true
@@ -117,6 +124,7 @@ func (c *VCPU) RunSteered(s *Steering, calls *atomic.Uint32, seen uint32) error 
 		}
 		*plain(&s.turns)++
 	}
+	*plain(&s.inside) = 0
 	if was {
 		raiseOwn()
 		*plain(&s.idle) = 0
