@@ -47,7 +47,12 @@
 //	address=IF/ADDRESS/BITS
 //	                   gives an interface an address without DHCP
 //	http-get=URL       (after net) fetches URL, prints `http-body=LINE` for each line
-//	http-serve=PORT    (after net) prints `http-serve=PORT`, answers GET / with PageBody, and ends at GET /stop
+//	http-serve=PORT    (after net) prints `http-serve=PORT`, answers GET / with PageBody, GET /pattern/BYTES
+//	                   with so much of PatternHost, and ends at GET /stop
+//	ping=NAME          (after net) waits until NAME answers a ping; ping=LINE
+//	http-pattern=HOST:PORT/BYTES
+//	                   (after net) waits until HOST serves it, fetches /pattern/BYTES and checks
+//	                   it; bytes=
 //	vsock-echo=PORT    prints `vsock-echo=PORT cid=N`, echoes one connection until its end; bytes=
 //	vsock-connect=PORT connects to the host's PORT, sends PageBody, prints `vsock-reply=LINE`
 //	rebind             takes each virtio device but the console from its driver and gives it

@@ -75,6 +75,8 @@ var tasks = map[string]task{
 	"disk-zero":     func(arg string, _ *buttons) error { return zeroDisk(arg) },
 	"net":           func(string, *buttons) error { return configureNet() },
 	"address":       func(arg string, _ *buttons) error { return setAddress(arg) },
+	"ping":          func(arg string, _ *buttons) error { return ping(arg) },
+	"http-pattern":  func(arg string, _ *buttons) error { return httpPattern(arg) },
 	"http-get":      func(arg string, _ *buttons) error { return httpGet(arg) },
 	"http-serve":    func(arg string, _ *buttons) error { return httpServe(arg) },
 	"vsock-echo":    func(arg string, _ *buttons) error { return vsockEcho(arg) },

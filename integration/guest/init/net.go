@@ -192,6 +192,10 @@ func answer(c *os.File) string {
 	status, body, path := "400 Bad Request", "", "?"
 	if len(words) >= 2 && words[0] == "GET" {
 		path = words[1]
+		if size, ok := strings.CutPrefix(path, "/pattern/"); ok {
+			_ = servePattern(c, size) // who asked notices
+			return path
+		}
 		switch path {
 		case "/":
 			status, body = "200 OK", guest.PageBody
