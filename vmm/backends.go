@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"disco/devices"
+	"disco/disk/cache"
 	"disco/net/tap"
 	"disco/net/user"
 	"disco/virtio"
@@ -28,6 +29,7 @@ type backends struct {
 	segments *segments // the Monitor's
 	devices  []virtio.Device
 	disks    []blk.Backend   // those of Config.Disks
+	readers  []*cache.Reader // of the bases of these
 	folders  []sharedFolder  // those of Config.Folders
 	console  *console.Device // nil with ConsoleSerial
 	closers  []func() error  // in the order of opening

@@ -6,15 +6,18 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"disco/disk"
+	"disco/disk/cache"
 	"disco/disk/limit"
 	"disco/disk/overlay"
 	"disco/disk/qcow2"
 	"disco/memory"
 	"disco/memory/arena"
+	"disco/numa/balance"
 	"disco/virtio/blk"
 )
 
@@ -107,11 +110,13 @@ func (b *backends) images(d Disk) (limit.Disk, error) {
 		}
 		return img, err
 	}
-	base, err := b.bases.get(d)
+	whole, err := b.bases.get(d)
 	if err != nil {
 		return nil, err
 	}
-	b.own(func() error { return b.bases.put(base) })
+	b.own(func() error { return b.bases.put(whole) })
+	base := &near{whole, whole.From(0, false)}
+	b.readers = append(b.readers, base.Reader)
 	switch d.Overlay {
 	case OverlayMemory:
 		o, err := overlay.New(base, "disco-overlay-"+filepath.Base(d.Path))
@@ -131,10 +136,29 @@ func (b *backends) images(d Disk) (limit.Disk, error) {
 	return base, nil
 }
 
+// near is a base as one guest reads it.
+type near struct {
+	*base
+	*cache.Reader
+}
+
+// readFrom has the guest's bases read from its first node, and copied there if its
+// policy copies memory.
+func (b *backends) readFrom(p *place, cfg *Config) {
+	if len(b.readers) == 0 || len(p.nodes) == 0 {
+		return
+	}
+	node := max(0, slices.Index(b.bases.nodes(), int(p.nodes[0])))
+	policy := cfg.NUMA.Balance.Policy
+	for _, r := range b.readers {
+		r.Move(node, policy == balance.Replicate || policy == balance.Full)
+	}
+}
+
 // kept is a persisted overlay that lends what is not its own.
 type kept struct {
 	*disk.Layer
-	base *base
+	base *near
 }
 
 // Lend lends pages of the base where the overlay has nothing.

@@ -57,6 +57,7 @@ func (g *Guest) build() (*machine, error) {
 	g.mu.Lock()
 	p := g.place
 	g.mu.Unlock()
+	g.backends.readFrom(p, &g.cfg)
 	image := g.image
 	if g.cfg.FromDisk {
 		var err error

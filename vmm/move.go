@@ -82,6 +82,7 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 	for id := range m.vcpus {
 		m.vcpuMoved(id)
 	}
+	g.backends.readFrom(&next, &g.cfg)
 	if err := m.space.SetNode(to); err != nil {
 		return fmt.Errorf("move to node %d: %w", to, err)
 	}
