@@ -5,8 +5,9 @@
 // For each pattern it takes the operations in a second by the guest's clock, the
 // exits that KVM's tracepoints count from just before to just after, and the CPU
 // time that the monitor's process took and did not give to the guest. The programs
-// take turns, in another order in each round. The guest's program uses O_DIRECT, so
-// its page cache is not in between; the host's is, for both.
+// take turns, in another order in each run, and a guest does all patterns three times.
+// Its program uses O_DIRECT, so its page cache is not in between; the host's is, for
+// both.
 //
 // It needs root and a KVM that runs stock kernels, and is meant for a lab. Rates of
 // a lab say nothing by themselves, only their ratios do.
@@ -37,7 +38,7 @@ func main() {
 	flag.StringVar(&o.initrd, "initrd", "build/guest/storage.img", "the guest's initrd, whose init is integration/guest/storage")
 	flag.StringVar(&o.dir, "dir", "", "the folder for the disk's file (default: a temporary one)")
 	flag.IntVar(&o.mib, "size", 64, "MiB of the disk")
-	flag.IntVar(&o.ops, "ops", 2000, "operations of 4 KiB; of 1 MiB a quarter")
+	flag.IntVar(&o.ops, "ops", 2000, "operations of 4 KiB, of each kind; of 1 MiB a quarter")
 	flag.IntVar(&o.cpus, "cpus", 1, "CPUs of the guest, and threads of its program")
 	only := flag.String("only", "", "measure only the programs whose names begin with one of these words")
 	runs := flag.Int("runs", 3, "runs of each program")
