@@ -54,8 +54,12 @@ func (h *discoHost) net() vmm.Net {
 }
 
 // withFolder starts a guest that has no network but a shared folder.
-func (h *discoHost) withFolder(name, words, dir string) (*running, error) {
-	return nil, errors.New("no shared folders yet")
+func (h *discoHost) withFolder(name, words, dir string, how Reading) (*running, error) {
+	f := vmm.Folder{Path: dir, Tag: folderTag, ReadOnly: true}
+	if how == ByDAX {
+		f.Window = vmm.DefaultWindow
+	}
+	return h.boot(name, words, vmm.Config{Folders: []vmm.Folder{f}})
 }
 
 // boot starts a guest with these devices.

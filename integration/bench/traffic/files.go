@@ -66,7 +66,7 @@ func (o *Options) readers(ctx context.Context, how Reading) (row *FilesRow, err 
 		if how == ByNFS {
 			g, err = h.start(name, words, false)
 		} else {
-			g, err = h.withFolder(name, words, dir)
+			g, err = h.withFolder(name, words, dir, how)
 		}
 		if err != nil {
 			return nil, err

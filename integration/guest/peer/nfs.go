@@ -69,11 +69,12 @@ func serveNFS(own netip.Addr) error {
 		{"/proc/net/rpc/nfsd.export/channel", fmt.Sprintf("lan %s %d %d %d %d 0\n", export, never, flags, nobody, nobody)},
 		// The root of what clients see: the file handle of kind 1 (by number), 0.
 		{"/proc/net/rpc/nfsd.fh/channel", fmt.Sprintf("lan 1 \\x00000000 %d %s\n", never, export)},
+		// Nobody has locks from before, and who comes is to wait for them no longer than
+		// must be.
+		{control + "/nfsv4gracetime", "10\n"},
 		{control + "/versions", "-3 +4 +4.1 +4.2\n"},
 		{control + "/portlist", "tcp 2049\n"},
 		{control + "/threads", "4\n"},
-		// Nobody has locks from before.
-		{control + "/v4_end_grace", "Y\n"},
 	} {
 		for line := range strings.Lines(tell.lines) {
 			if err := tellKernel(tell.path, line); err != nil {
@@ -97,12 +98,17 @@ func tellKernel(path, line string) error {
 	return nil
 }
 
-// mountNFS mounts what the server exports.
+// mountNFS mounts what the server exports, when it is there.
 func mountNFS(w solo.Words, own netip.Addr, at string) error {
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return err
 	}
 	server := w.Text("server", "")
+	s, err := dial(server, port)
+	if err != nil {
+		return err
+	}
+	unix.Close(s)
 	options := fmt.Sprintf("vers=4.2,proto=tcp,sec=sys,hard,addr=%s,clientaddr=%v", server, own)
 	if err := unix.Mount(server+":/", at, "nfs4", unix.MS_NOATIME, options); err != nil {
 		return fmt.Errorf("mount of %s by NFS: %w", server, err)
