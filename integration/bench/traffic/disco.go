@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"disco/integration/bench/resident"
+	"disco/net/segment"
 	"disco/vmm"
 )
 
@@ -48,8 +49,17 @@ func (h *discoHost) start(name, words string, server bool) (*running, error) {
 	return h.boot(name, words, c)
 }
 
+// modes are the programs on a segment.
+var modes = map[Program]segment.Mode{Auto: segment.MapAuto, Always: segment.MapAlways, Never: segment.MapNever}
+
+// segmentName is that of the guests' one.
+const segmentName = "bench"
+
 // net is the network device of the next guest.
 func (h *discoHost) net() vmm.Net {
+	if mode, ok := modes[h.program]; ok {
+		return vmm.Net{Kind: vmm.NetSegment, Segment: segmentName, Map: mode}
+	}
 	return vmm.Net{Kind: vmm.NetTap, Tap: h.bridge.next(), Bridge: bridgeName}
 }
 
@@ -87,7 +97,18 @@ func (h *discoHost) boot(name, words string, c vmm.Config) (*running, error) {
 }
 
 func (h *discoHost) carried() (carried, error) {
-	return h.bridge.carried(1)
+	if h.bridge != nil {
+		return h.bridge.carried(1)
+	}
+	var c carried
+	for _, s := range h.monitor.Segments() {
+		for _, p := range s.Stats.Ports {
+			c.Delivered += p.Received.Bytes
+			c.Copied += p.Copied
+			c.Mapped += p.Mapped.Bytes
+		}
+	}
+	return c, nil
 }
 
 func (h *discoHost) memory() (uint64, error) {
