@@ -1,7 +1,10 @@
 package vmm
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"unicode"
 
@@ -37,13 +40,7 @@ func (v *validator) folders(c *Config) {
 	tags := map[string]bool{}
 	var windows uint64
 	for _, f := range c.Folders {
-		if st := v.stat("share", f.Path); st != nil {
-			if !st.IsDir() {
-				v.add("share %s: it is not a directory", f.Path)
-			} else if err := unix.Access(f.Path, unix.R_OK|unix.X_OK); err != nil {
-				v.add("share %s: this user cannot read it (%w)", f.Path, err)
-			}
-		}
+		v.folder(f.Path)
 		if f.Tag == "" || len(f.Tag) > virtiofs.MaxTag || strings.ContainsFunc(f.Tag, func(r rune) bool { return !unicode.IsGraphic(r) || unicode.IsSpace(r) }) {
 			v.add("share %s: tag %q: use 1 to %d bytes of printable text without spaces; write DIR:TAG", f.Path, f.Tag, virtiofs.MaxTag)
 		}
@@ -59,6 +56,20 @@ func (v *validator) folders(c *Config) {
 			v.add("share %s: the windows of all shares together are more than %s", f.Path, FormatSize(boot.Window64Size/2))
 			windows = 0
 		}
+	}
+}
+
+func (v *validator) folder(path string) {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		v.add("share %s: there is no such folder", path)
+	case err != nil:
+		v.add("share %s: %w", path, reason(err))
+	case !st.IsDir():
+		v.add("share %s: it is not a folder", path)
+	default:
+		v.access("share", path, st, unix.R_OK|unix.X_OK, "read")
 	}
 }
 
