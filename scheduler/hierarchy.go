@@ -122,6 +122,16 @@ func (h *Hierarchy) Next() *Client {
 	return c
 }
 
+// Take implements Policy.
+func (h *Hierarchy) Take(c *Client) bool {
+	if c.state != waiting {
+		return false
+	}
+	c.state = running
+	h.ready(c.at, -1)
+	return true
+}
+
 // Done implements Policy.
 func (h *Hierarchy) Done(c *Client, used int64) {
 	if c.state != running {

@@ -107,6 +107,16 @@ func (l *Lottery) Next() *Client {
 	return c
 }
 
+// Take implements Policy. A lottery remembers no uses: who is taken wins more often.
+func (l *Lottery) Take(c *Client) bool {
+	if c.state != waiting {
+		return false
+	}
+	l.draw.remove(c)
+	c.state = running
+	return true
+}
+
 // Done implements Policy.
 func (l *Lottery) Done(c *Client, used int64) {
 	if c.state != running {

@@ -71,6 +71,9 @@ type Policy interface {
 	SetWeight(c *Client, weight uint64)
 	// Next is who is to run, or nil. It is not chosen again before Done.
 	Next() *Client
+	// Take is a Next that chooses c whoever's turn it is, or false if c does not
+	// wait. What it uses it has used up of its next turns.
+	Take(c *Client) bool
 	// Done says that c, which Next chose, has used so much and wants more.
 	Done(c *Client, used int64)
 	// Forgo says that c left unused some of what it could have had: what it is

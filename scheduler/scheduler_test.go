@@ -414,6 +414,24 @@ func TestNothing(t *testing.T) {
 	}
 }
 
+// TestTake: who is taken out of turn has used up its next one.
+func TestTake(t *testing.T) {
+	for name, make := range policies {
+		p := make()
+		a, b := NewClient(0, One), NewClient(1, One)
+		p.Join(a)
+		p.Join(b)
+		if !p.Take(b) || p.Take(b) || p.Next() != a || p.Next() != nil {
+			t.Errorf("%s: one that was taken is not out of the queue", name)
+		}
+		p.Done(b, quantum)
+		p.Return(a)
+		if !strings.HasPrefix(name, "lottery") && p.Next() != a {
+			t.Errorf("%s: one that was taken has its turn all the same", name)
+		}
+	}
+}
+
 // TestStorm does random things to a policy: it never loses a client, serves one
 // twice at once, or breaks its own order.
 func TestStorm(t *testing.T) {
@@ -428,7 +446,7 @@ func TestStorm(t *testing.T) {
 			running := map[*Client]bool{}
 			for step := range 40_000 {
 				c := cs[r.IntN(len(cs))]
-				switch r.IntN(10) {
+				switch r.IntN(11) {
 				case 0, 1:
 					p.Join(c)
 				case 2:
@@ -464,6 +482,14 @@ func TestStorm(t *testing.T) {
 				case 9:
 					p.Return(c)
 					delete(running, c)
+				case 10:
+					waits := c.state == waitingState
+					if p.Take(c) != waits || waits == running[c] && waits {
+						t.Fatalf("step %d: client %d is taken, and waits: %v", step, c.ID, waits)
+					}
+					if waits {
+						running[c] = true
+					}
 				}
 				part := 0
 				for _, c := range cs {

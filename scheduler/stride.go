@@ -157,6 +157,16 @@ func (s *Stride) Next() *Client {
 	return c
 }
 
+// Take implements Policy.
+func (s *Stride) Take(c *Client) bool {
+	if c.state != waiting {
+		return false
+	}
+	s.remove(c.at)
+	c.state = running
+	return true
+}
+
 // Done implements Policy.
 func (s *Stride) Done(c *Client, used int64) {
 	if c.state != running {

@@ -33,6 +33,7 @@ type Config struct {
 	Tickets     int64         // its part of the host's CPUs, of those that want to run; 1 to scheduler.MaxTickets, 0 for DefaultTickets
 	Group       string        // the group of guests in which its tickets count, named like a guest; empty for none
 	CPULimit    int           // thousandths of a CPU that its vCPUs may use together, whatever is free; 0 for no limit
+	Gang        bool          // its vCPUs run at the same time or not at all
 	Timeout     time.Duration // from starting the guest to killing it; 0 for none
 	Grace       time.Duration // from pressing the power button to killing the guest; 0 for DefaultGrace
 

@@ -119,7 +119,7 @@ func (m *Monitor) enter(cfg *Config) (*share, error) {
 	if err := m.schedule(); err != nil || m.shares.scheduler == nil {
 		return nil, err
 	}
-	c := host.GuestConfig{Name: cfg.Name, Tickets: cfg.Tickets, Limit: cfg.CPULimit}
+	c := host.GuestConfig{Name: cfg.Name, Tickets: cfg.Tickets, Limit: cfg.CPULimit, Gang: cfg.Gang}
 	if c.Tickets == 0 {
 		c.Tickets = DefaultTickets
 	}

@@ -157,7 +157,7 @@ func TestArgsMeanTheSame(t *testing.T) {
 		{"--disk", file + ",ro", "--disk-share", "always", "--cache-size", "64M"},
 		{"--net", "segment=lan0,map=never,rate=1M", "--net", "segment=lan0,mtu=9000", "--net", "segment=lan1", "--segment", "lan0",
 			"--segment", "lan1,mtu=9000,subnet=10.1.0.0/24,uplink=tap=t0,bridge=b0,router=10.1.0.254", "--segment", "lan2,uplink=user"},
-		{"--tickets", "300", "--group", "gold", "--cpu-limit", "12.5%", "--scheduler", "lottery", "--quantum", "3ms", "--cpus-host", "0"},
+		{"--tickets", "300", "--group", "gold", "--cpu-limit", "12.5%", "--gang", "--scheduler", "lottery", "--quantum", "3ms", "--cpus-host", "0"},
 		{"--disk", file + ",ro", "--disk", file + ",ro", "--net", "user,forward=udp:[::1]:53:53", "--net", "tap=t", "-v", "--name", "n",
 			"--report", filepath.Join(dir, "r"), "--vsock", filepath.Join(dir, "v"), "--cmdline", "it's -- 'quoted'"},
 	} {

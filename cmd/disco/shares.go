@@ -22,6 +22,7 @@ func (r *run) schedulerFlags(f *pflag.FlagSet) {
 	f.StringVar(&r.cfg.Group, "group", "", "have the guest's tickets count in the group `NAME`: its guests divide what the group has, and nothing else moves")
 	f.Var(parsed("cpu-limit", "PERCENT", "", &r.cfg.CPULimit, parseLimit, &r.problems), "cpu-limit",
 		"let the guest use no more than so much of one CPU, such as 50%, or 150% for one and a half, even while others are free (default no limit)")
+	f.BoolVar(&r.cfg.Gang, "gang", false, "run the guest's vCPUs at the same time or not at all, for a guest whose vCPUs spin while they wait for each other")
 	s := &r.monitor.Scheduler
 	f.Var(parsed("scheduler", "WHO", schedulers[s.Kind], &s.Kind, func(text string) (vmm.SchedulerKind, error) {
 		kind, err := parseScheduler(text)
@@ -47,6 +48,9 @@ func (r *run) schedulerArgs() (a []string) {
 	}
 	if r.cfg.CPULimit != 0 {
 		a = append(a, "--cpu-limit", formatLimit(r.cfg.CPULimit))
+	}
+	if r.cfg.Gang {
+		a = append(a, "--gang")
 	}
 	if s.Strict {
 		a = append(a, "--scheduler", schedulers[s.Kind])

@@ -71,7 +71,7 @@ func TestUpShares(t *testing.T) {
 		return u, u.read()
 	}
 	u, err := read("scheduler: lottery\nquantum: 2ms\ncpus-host: 0\ngroups: [gold=300, web=100]\n" +
-		"guests:\n  a:\n    tickets: 2\n    group: gold\n    cpu-limit: 50%\n")
+		"guests:\n  a:\n    tickets: 2\n    group: gold\n    cpu-limit: 50%\n    gang: true\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestUpShares(t *testing.T) {
 	if got := u.monitor.Scheduler; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if c := u.members[0].run.cfg; c.Tickets != 2 || c.Group != "gold" || c.CPULimit != 500 {
+	if c := u.members[0].run.cfg; c.Tickets != 2 || c.Group != "gold" || c.CPULimit != 500 || !c.Gang {
 		t.Errorf("the guest has %d tickets in %q, limit %d", c.Tickets, c.Group, c.CPULimit)
 	}
 	for text, want := range map[string]string{

@@ -231,6 +231,7 @@ func (g *Group) Close() error {
 type Guest struct {
 	funds
 	name    string
+	gang    bool
 	limit   *scheduler.Limit // or nil
 	members []*VCPU
 }
@@ -243,6 +244,10 @@ type GuestConfig struct {
 	// Limit caps it at so many thousandths of a CPU, for all its vCPUs together;
 	// 0 for no limit.
 	Limit int
+	// Gang has its vCPUs of a pool run at the same time: when one has its turn, so
+	// have the others. It is for guests whose vCPUs spin while they wait for each
+	// other.
+	Gang bool
 }
 
 // NewGuest makes one without vCPUs.
@@ -253,7 +258,7 @@ func (s *Scheduler) NewGuest(c GuestConfig) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guest{funds: f, name: c.Name}
+	g := &Guest{funds: f, name: c.Name, gang: c.Gang}
 	g.setLimit(c.Limit)
 	s.guests = append(s.guests, g)
 	return g, nil

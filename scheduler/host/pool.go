@@ -374,18 +374,30 @@ func (p *pool) choose() {
 	p.chosen = p.chosen[:0]
 	// Those who have halted just now, and would be next if they had not, are
 	// to run as soon as they wake. They take no CPU from the others yet.
+	p.line = p.line[:0]
 	for n := 0; n < len(p.cpus); {
 		c := p.policy.Next()
 		if c == nil {
 			break
 		}
 		v := p.ids[c]
-		v.chosen = true
-		p.chosen = append(p.chosen, v)
-		if !v.halted {
-			v.choices++
-			n++
+		if n > 0 && v.guest.gang && p.gangOf(v) > len(p.cpus)-n {
+			// Not all of it finds a CPU now. It is the first soon: it pays
+			// nothing, and the others do.
+			p.line = append(p.line, c)
+			continue
 		}
+		n += p.elect(v)
+		if v.guest.gang {
+			for _, o := range v.guest.members {
+				if o.pool == p && p.policy.Take(o.client) {
+					n += p.elect(o)
+				}
+			}
+		}
+	}
+	for _, c := range p.line {
+		p.policy.Return(c)
 	}
 	p.line = p.line[:0]
 	for range p.s.cfg.Line {
@@ -437,9 +449,37 @@ func (p *pool) tighten() {
 	})
 }
 
-// assign gives each of those chosen a CPU, the one that it had if it can.
+// elect has v run in the next quantum, and is how many CPUs that takes.
+func (p *pool) elect(v *VCPU) int {
+	v.chosen = true
+	p.chosen = append(p.chosen, v)
+	if v.halted {
+		return 0
+	}
+	v.choices++
+	return 1
+}
+
+// gangOf is how many CPUs the gang of v takes: more than there are counts as those.
+func (p *pool) gangOf(v *VCPU) (n int) {
+	for _, o := range v.guest.members {
+		if o.pool == p && o.awake && !o.halted {
+			n++
+		}
+	}
+	return min(n, len(p.cpus))
+}
+
+// assign gives each of those chosen a CPU, the one that it had if it can. Of a gang
+// that has more vCPUs than there are CPUs, all share all.
 func (p *pool) assign() {
-	if len(p.cpus) == 1 {
+	running := 0
+	for _, v := range p.chosen {
+		if !v.halted {
+			running++
+		}
+	}
+	if len(p.cpus) == 1 || running > len(p.cpus) {
 		for _, v := range p.chosen {
 			v.next = anyCPU
 		}

@@ -159,6 +159,65 @@ func TestPoolShares(t *testing.T) {
 	}
 }
 
+// TestPoolGang: the vCPUs of a gang run at the same time or not at all, also when
+// there are too few CPUs for all of them, and shares are what they were.
+func TestPoolGang(t *testing.T) {
+	for _, c := range []struct {
+		cpus, gang, others int
+		want               float64 // the gang's part of the CPUs
+	}{
+		{2, 2, 2, .5},
+		{2, 2, 1, .5},
+		{4, 2, 4, .5},
+		{4, 3, 3, .5},
+		{1, 2, 1, .5},
+		{2, 3, 2, .5},
+	} {
+		for _, kind := range []Kind{Stride, Lottery} {
+			t.Run(fmt.Sprintf("%+v by %v", c, kind), func(t *testing.T) {
+				w := newWorld(t, Config{Kind: kind, Pools: [][]int{[]int{0, 1, 2, 3}[:c.cpus]}})
+				g, _ := w.guest(t, GuestConfig{Tickets: 100, Gang: true})
+				for range c.gang - 1 {
+					w.vcpu(t, g, 0)
+				}
+				others, _ := w.guest(t, GuestConfig{Tickets: 100})
+				for range c.others - 1 {
+					w.vcpu(t, others, 0)
+				}
+				apart := 0
+				const quanta = 2000
+				for range quanta {
+					w.run(DefaultQuantum)
+					n := 0
+					for _, v := range g.members {
+						if v.chosen {
+							n++
+						}
+					}
+					if n != 0 && n != c.gang {
+						apart++
+					}
+				}
+				if apart > 0 {
+					t.Errorf("in %d of %d quanta only a part of the gang was chosen", apart, quanta)
+				}
+				var had, all int64
+				for i, x := range w.threads {
+					if all += x.used; i < c.gang {
+						had += x.used
+					}
+				}
+				if idle := int64(c.cpus)*quanta*int64(DefaultQuantum) - all; idle > all/100 {
+					t.Errorf("CPUs stood still for %v", time.Duration(idle))
+				}
+				if got := float64(had) / float64(all); kind == Stride && math.Abs(got-c.want) > 0.02 {
+					t.Errorf("the gang had %.3f, want %.3f", got, c.want)
+				}
+			})
+		}
+	}
+}
+
 // TestPoolHalts gives a vCPU that halts every other quantum its share while it
 // wants it, and what it leaves to the other.
 func TestPoolHalts(t *testing.T) {
