@@ -11,7 +11,7 @@ const (
 	// maxLane is how many frames of one sender may wait for one receive queue.
 	maxLane = 64
 	// maxWait is for how long a frame waits for buffers.
-	maxWait = 100 * time.Millisecond
+	maxWait = 500 * time.Millisecond
 	// quantum is how many bytes a sender's waiting frames are given in turn.
 	quantum = frame.MaxLen
 )
