@@ -32,6 +32,7 @@ type host struct {
 	raised  map[pci.Message]int
 	vectors int // open
 	refuse  error
+	memory  []string // what was mapped and unmapped
 }
 
 type vector struct {
@@ -101,8 +102,22 @@ func (h *host) BindDoorbell(addr uint64, fd int) error {
 	return nil
 }
 
-func (h *host) MapMemory(uint64, []byte) error   { return nil }
-func (h *host) UnmapMemory(uint64, []byte) error { return nil }
+func (h *host) MapMemory(addr uint64, memory []byte) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.refuse != nil {
+		return h.refuse
+	}
+	h.memory = append(h.memory, fmt.Sprintf("%#x+%#x", addr, len(memory)))
+	return nil
+}
+
+func (h *host) UnmapMemory(addr uint64, memory []byte) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.memory = append(h.memory, fmt.Sprintf("not %#x+%#x", addr, len(memory)))
+	return nil
+}
 
 func (h *host) UnbindDoorbell(addr uint64, fd int) error {
 	h.mu.Lock()
