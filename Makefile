@@ -13,8 +13,9 @@ TESTFLAGS ?=
 QEMU := build/lab/qemu/qemu-system-x86_64
 # More words for disco run and disco lab.
 ARGS ?=
-# More words for disco bench share.
+# More words for disco bench share, and for disco bench net.
 SHARE ?=
+NET ?=
 
 # Tests of a ring have its prefix; those without one are pure.
 packages_with = $(sort $(dir $(shell grep -lr --include='*_test.go' '^func $(1)' .)))
@@ -75,6 +76,16 @@ bench-disk: build guest lab ## measure a guest's disk beside QEMU's microvm, in 
 bench-share: build guest image lab ## measure how much memory guests of one image take together, in the lab
 	@timeout -k 20 14400 bin/disco lab --steady --nodes 1 --cpus 2 --memory 8G $(ARGS) -- bin/disco bench share --timeout 40m --settle 20m --out build/bench/share $(SHARE)
 	@go run ./integration/bench/plot build/bench/share.json
+
+# An emulated host may be lost; the next goes on where it was.
+.PHONY: bench-net
+bench-net: build guest lab ## measure how guests exchange data, beside QEMU's on taps, in the lab
+	@rm -f build/bench/net.json
+	@for try in 1 2 3 4; do \
+		timeout -k 20 1800 bin/disco lab --steady --nodes 1 --cpus 2 --memory 4G $(ARGS) -- bin/disco bench net --resume --out build/bench/net $(NET) && break; \
+		[ $$? = 1 ] && [ $$try != 4 ] || exit 1; \
+	done
+	@go run ./integration/bench/plot build/bench/net.json
 
 .PHONY: soak-memory
 soak-memory: tiny ## ten million checked writes while pages move and are copied: minutes

@@ -181,7 +181,7 @@ func (r *Results) Print(w io.Writer) error {
 		}
 	}
 	for _, why := range r.Retried {
-		fmt.Fprintf(w, "a guest was lost and the run done once more: %s\n", why)
+		fmt.Fprintf(w, "done once more: %s\n", why)
 	}
 	return nil
 }

@@ -170,8 +170,9 @@ func fill[T comparable](p *T, otherwise T) {
 	}
 }
 
-// Benchmark runs what o asks for. The results it returns with an error are those of
-// the runs that were completed. It needs root: for KVM's tracepoints, and for taps.
+// Benchmark runs what o asks for. What fails does not stop the rest: the results it
+// returns with an error are those of the runs that were completed. It needs root: for
+// KVM's tracepoints, and for taps.
 func Benchmark(ctx context.Context, o Options) (*Results, error) {
 	if problems := o.complete(); len(problems) > 0 {
 		return nil, errors.Join(problems...)
@@ -184,42 +185,38 @@ func Benchmark(ctx context.Context, o Options) (*Results, error) {
 	r := &Results{Bytes: o.Bytes, Exchanges: o.Exchanges, Readers: o.Readers}
 	if o.Resume != nil && o.Resume.Bytes == r.Bytes && o.Resume.Exchanges == r.Exchanges && o.Resume.Readers == r.Readers {
 		r = o.Resume
+		r.Retried = append(r.Retried, "what ran the benchmark came to an end; gone on with what there was")
 	}
+	var failed []error
 	for _, p := range o.Programs {
 		if r.has(p) {
 			continue
 		}
-		var rows []Row
-		err := o.try(ctx, string(p), r, func(ctx context.Context) (err error) {
-			rows, err = o.measure(ctx, p, counters)
+		err := o.try(ctx, string(p), r, func(ctx context.Context) error {
+			rows, err := o.measure(ctx, p, counters)
+			if err == nil {
+				r.Rows = append(r.Rows, rows...)
+				err = o.keep(r)
+			}
 			return err
 		})
-		if err != nil {
-			return r, err
-		}
-		r.Rows = append(r.Rows, rows...)
-		if err := o.keep(r); err != nil {
-			return r, err
-		}
+		failed = append(failed, err)
 	}
 	for _, how := range o.Readings {
 		if r.reading(how) != nil {
 			continue
 		}
-		var row *FilesRow
-		err := o.try(ctx, string(how), r, func(ctx context.Context) (err error) {
-			row, err = o.readers(ctx, how)
+		err := o.try(ctx, string(how), r, func(ctx context.Context) error {
+			row, err := o.readers(ctx, how)
+			if err == nil {
+				r.Files = append(r.Files, row)
+				err = o.keep(r)
+			}
 			return err
 		})
-		if err != nil {
-			return r, err
-		}
-		r.Files = append(r.Files, row)
-		if err := o.keep(r); err != nil {
-			return r, err
-		}
+		failed = append(failed, err)
 	}
-	return r, nil
+	return r, errors.Join(failed...)
 }
 
 func (o *Options) keep(r *Results) error {
@@ -235,7 +232,7 @@ func (o *Options) say(format string, a ...any) {
 
 // try runs something within the time, and in emulation once more if it was lost.
 func (o *Options) try(ctx context.Context, name string, r *Results, run func(context.Context) error) error {
-	for try := 1; ; try++ {
+	for try := 1; ctx.Err() == nil; try++ {
 		o.say("%s", name)
 		began := time.Now()
 		within, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("not done after %v", o.Timeout))
@@ -256,6 +253,7 @@ func (o *Options) try(ctx context.Context, name string, r *Results, run func(con
 		o.say("%s: %v; once more", name, err)
 		r.Retried = append(r.Retried, fmt.Sprintf("%s: %v", name, err))
 	}
+	return context.Cause(ctx)
 }
 
 // The network of the guests.

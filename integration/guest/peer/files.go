@@ -147,6 +147,14 @@ func copies(w solo.Words) error {
 	if err := unix.Unmount(mountPoint, 0); err != nil {
 		return fmt.Errorf("unmount: %w", err)
 	}
+	s, err := dial(w.Text("server", ""), port)
+	if err != nil {
+		return err
+	}
+	if err := writeAll(s, request(leave, 0, 0)); err != nil {
+		return err
+	}
+	unix.Close(s)
 	solo.Say("copy=done")
 	return nil
 }

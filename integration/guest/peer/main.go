@@ -5,15 +5,18 @@
 // Words of the kernel command line say what to do:
 //
 //	disco.task=serve    mounts /dev/vda at /export, serves it by NFS and by the
-//	                    protocol of server.go, and stays; disco.rw=1 has it mounted
-//	                    writable, disco.bytes is how much of a file is kept in memory
+//	                    protocol of server.go, until disco.clients have left;
+//	                    disco.rw=1 has it mounted writable, disco.bytes is how much of
+//	                    a file is kept in memory
 //	disco.task=measure  takes data from disco.server in each of disco.ways, as they
 //	                    are in client.go, disco.rounds times, and powers off
 //	disco.task=files    mounts what disco.way says (nfs from disco.server, or the
 //	                    shared folder disco.tag by dax or fuse), reads all of it when
 //	                    it is told to, and stays
-//	disco.task=copy     mounts disco.server's export, checks it, and leaves a copy in
-//	                    its folder disco.name; checks the copies of disco.others
+//	disco.task=copy     mounts disco.server's export, compares every one of the first
+//	                    disco.bytes of the file there, writes disco.copies of them with
+//	                    names that begin with disco.name, and compares those of
+//	                    disco.others
 //
 // Its address on its one network is disco.address, of 24 bits. What it prints begins
 // with [guest.Prefix]; the rest is key=value words.

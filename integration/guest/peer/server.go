@@ -22,6 +22,7 @@ const (
 	sendFile               // bytes of the file on the disk, by sendfile
 	sendRAM                // bytes of the file in memory, by sendfile
 	echo                   // messages, each sent back
+	leave                  // nothing: the client will want no more, ever
 )
 
 const (
@@ -74,11 +75,30 @@ func serve(w solo.Words) error {
 	if err := serveNFS(own); err != nil {
 		return fmt.Errorf("NFS server: %w", err)
 	}
+	clients, err := w.Number("clients", 1<<30)
+	if err != nil {
+		return err
+	}
 	s, err := listen(port)
 	if err != nil {
 		return err
 	}
 	solo.Say("net=serving ram=%d", bytes)
+	left, failed := make(chan bool), make(chan error, 1)
+	go func() { failed <- acceptAll(s, data, ram, left) }()
+	for range clients {
+		select {
+		case <-left:
+		case err := <-failed:
+			return err
+		}
+	}
+	solo.Say("net=left")
+	return nil
+}
+
+// acceptAll answers clients, and tells left of each that leaves for good.
+func acceptAll(s int, data, ram *os.File, left chan<- bool) error {
 	for {
 		c, _, err := unix.Accept4(s, unix.SOCK_CLOEXEC)
 		if errors.Is(err, unix.EINTR) {
@@ -89,12 +109,17 @@ func serve(w solo.Words) error {
 		}
 		go func() {
 			defer unix.Close(c)
-			if err := answer(c, data, ram); err != nil && !errors.Is(err, errClosed) {
+			switch err := answer(c, data, ram); {
+			case errors.Is(err, errLeft):
+				left <- true
+			case !errors.Is(err, errClosed):
 				solo.Say("result=failed reason=%q", err.Error())
 			}
 		}()
 	}
 }
+
+var errLeft = errors.New("the client has left")
 
 // fillRAM makes a file of guest.Pattern in a tmpfs.
 func fillRAM(size int) (*os.File, error) {
@@ -144,6 +169,8 @@ func answer(c int, data, ram *os.File) error {
 			err = sendAll(c, int(ram.Fd()), count)
 		case echo:
 			err = echoAll(c, size, count)
+		case leave:
+			err = errLeft
 		default:
 			err = fmt.Errorf("request of kind %d", kind)
 		}
