@@ -1,0 +1,115 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"disco/control"
+	"disco/integration/guest"
+	"disco/net/capture"
+)
+
+// TestLabSegment: three stock guests on a segment get the addresses and names that are
+// theirs, find each other by name, move some MB that are checked, and reach the host by
+// the segment's uplink. Meanwhile what passes is counted and captured.
+func TestLabSegment(t *testing.T) {
+	const size = 4 << 20
+	served, body := page(t, "127.0.0.1:0")
+	dir := t.TempDir()
+	file, socket, captured := filepath.Join(dir, "up.yaml"), filepath.Join(dir, "control"), filepath.Join(dir, "c.pcapng")
+	if err := os.WriteFile(file, fmt.Appendf(nil, `segments:
+  lan0: {uplink: user}
+guests:
+  a: {cpus: 1, memory: 192M, nets: segment=lan0, cmdline: "disco.task=net,http-serve=80,http-serve=80"}
+  b: {cpus: 2, memory: 192M, nets: segment=lan0, cmdline: "disco.task=net,ping=a,http-pattern=a:80/%[1]d,http-get=http://a/stop"}
+  c: {cpus: 1, memory: 192M, nets: "segment=lan0,map=never", cmdline: "disco.task=net,http-get=http://10.64.0.1:%[2]d/,http-pattern=a.lan0.disco.internal:80/%[1]d,http-get=http://A/stop"}
+`, size, served), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := disco(t, "up", "--host", "here", "--control", socket, file).start()
+	for end := time.Now().Add(step); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatalf("no control socket: %v, %s", err, l.stood())
+		}
+	}
+	watcher := disco(t, "capture", "--control", socket, "lan0", "-w", captured, "--snap", "200").start()
+
+	l.saysTimes(2, guest.Prefix+"task=http-pattern result=ok")
+	stats := disco(t, "stats", "--control", socket, "--json").start()
+	stats.ends(0)
+	l.ends(0)
+	for i, name := range []string{"a", "b", "c"} {
+		if want := fmt.Sprintf("address=10.64.0.%d/16 gateway=10.64.0.1 dns=10.64.0.1", 2+i); !strings.Contains(l.console.String(), name+" | "+guest.Prefix+"net=eth0 ") ||
+			!strings.Contains(l.console.String(), want) {
+			t.Errorf("%s has no address %s, %s", name, want, l.stood())
+		}
+	}
+	for _, want := range []string{"b | " + guest.Prefix + "ping=PING a (10.64.0.2)", "c | " + guest.Prefix + "http-body=" + strings.SplitN(body, "\n", 2)[0]} {
+		if !strings.Contains(l.console.String(), want) {
+			t.Errorf("nobody said %q, %s", want, l.stood())
+		}
+	}
+	if n := strings.Count(l.console.String(), fmt.Sprintf("http-pattern=a:80 bytes=%d", size)); n != 1 {
+		t.Errorf("b fetched %d patterns, %s", n, l.stood())
+	}
+
+	var all []control.Segments
+	if err := json.Unmarshal([]byte(stats.console.String()), &all); err != nil || len(all) != 1 || len(all[0].Segments) != 1 {
+		t.Fatalf("stats %s, %v", &stats.console, err)
+	}
+	for _, p := range all[0].Segments[0].Ports {
+		var sum uint64
+		for _, n := range p.CopiedBy {
+			sum += n
+		}
+		t.Logf("%+v", p)
+		if sum != p.Copied || p.Copied+p.Mapped.Bytes < p.Received.Bytes && !p.Station {
+			t.Errorf("%s: %d bytes are copied for reasons, %d in all, %d mapped, %d received", p.Name, sum, p.Copied, p.Mapped.Bytes, p.Received.Bytes)
+		}
+		switch {
+		case (p.Name == "b" || p.Name == "c") && p.Received.Bytes < size:
+			t.Errorf("%s received %d bytes, and fetched %d", p.Name, p.Received.Bytes, size)
+		case p.Name == "c" && p.Mapped.Bytes > 0:
+			t.Errorf("%d bytes were mapped into c, which said never", p.Mapped.Bytes)
+		}
+	}
+
+	watcher.ends(0)
+	f, err := os.Open(captured)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var whole counter
+	n, err := capture.Copy(&whole, f)
+	if err != nil || int64(whole) != st.Size() || n.Frames < 2*size/(64<<10) {
+		t.Errorf("of %d bytes captured %d can be read, with %+v, %v", st.Size(), whole, n, err)
+	}
+	if _, err := os.Stat(socket); err == nil {
+		t.Error("the control socket is left")
+	}
+	if err := unix.Kill(-l.cmd.Process.Pid, 0); err == nil {
+		t.Error("processes are left")
+	}
+}
+
+// counter counts what is written.
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
+}
