@@ -153,6 +153,10 @@ build/guest/stress.img: build/guest/stress build/guest/initrd.img
 	@go run ./integration/guest/mkinitrd -o $@ -init build/guest/init -busybox build/guest/busybox -modules build/guest/modules -add stress=build/guest/stress
 
 # Too long for the lab ring.
+.PHONY: soak-net
+soak-net: ## ten million checked frames between two guests that write to all of it meanwhile: an hour
+	DISCO_SOAK_FRAMES=10000000 go test -v -count=1 -timeout 12h -run '^TestHostSoak$$' ./net/segment
+
 .PHONY: soak-nodes
 soak-nodes: build stress lab ## stress-ng for 3 minutes on two nodes while pages move far too eagerly
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
