@@ -1,0 +1,68 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"disco/vmm"
+)
+
+var folders = map[string]vmm.Folder{
+	"/srv/data":                   {Path: "/srv/data", Tag: "data", Window: vmm.DefaultWindow},
+	"/srv/data/":                  {Path: "/srv/data/", Tag: "data", Window: vmm.DefaultWindow},
+	"/srv/data:src":               {Path: "/srv/data", Tag: "src", Window: vmm.DefaultWindow},
+	"/srv/data,ro":                {Path: "/srv/data", Tag: "data", ReadOnly: true, Window: vmm.DefaultWindow},
+	"data:x,ro,window=1G":         {Path: "data", Tag: "x", ReadOnly: true, Window: 1 << 30},
+	"/a:b/c":                      {Path: "/a:b/c", Tag: "c", Window: vmm.DefaultWindow},
+	"/a,b/c,d":                    {Path: "/a,b/c,d", Tag: "c,d", Window: vmm.DefaultWindow},
+	"/:root,window=off":           {Path: "/", Tag: "root"},
+	"/srv/data:a:b,window=2M,ro":  {Path: "/srv/data:a", Tag: "b", ReadOnly: true, Window: 2 << 20},
+	"/srv/data,ro,readonly=maybe": {Path: "/srv/data,ro,readonly=maybe", Tag: "data,ro,readonly=maybe", Window: vmm.DefaultWindow},
+}
+
+var badFolders = map[string]string{
+	"":                  "no folder",
+	":tag":              "no folder",
+	",ro":               "no folder",
+	"/a:":               "no tag",
+	"/":                 "write /:TAG",
+	"/a,ro,ro":          "ro is given twice",
+	"/a,window=lots":    "give a power of two",
+	"/a,window=0":       "or off",
+	"/a,window=1G,ro,x": "", // a path
+}
+
+func TestParseFolder(t *testing.T) {
+	for s, want := range folders {
+		got, err := parseFolder(s)
+		if err != nil || got != want {
+			t.Errorf("%q: got %+v, %v, want %+v", s, got, err, want)
+		}
+		if again, err := parseFolder(formatFolder(got)); err != nil || again != got {
+			t.Errorf("%q is written %q, and read as %+v, %v", s, formatFolder(got), again, err)
+		}
+	}
+	for s, want := range badFolders {
+		if got, err := parseFolder(s); want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: got %+v, %v, want an error with %q", s, got, err, want)
+		}
+	}
+}
+
+func FuzzParseFolder(f *testing.F) {
+	for s := range folders {
+		f.Add(s)
+	}
+	for s := range badFolders {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got, err := parseFolder(s)
+		if err != nil {
+			return
+		}
+		if again, err := parseFolder(formatFolder(got)); err == nil && again.Path != got.Path {
+			t.Errorf("%q is %+v, written %q, read again %+v", s, got, formatFolder(got), again)
+		}
+	})
+}
