@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"disco/control"
 	"disco/integration/guest"
 	"disco/net/capture"
+	"disco/vmm"
 )
 
 // TestLabSegment: three stock guests on a segment get the addresses and names that are
@@ -103,6 +105,61 @@ guests:
 	}
 	if err := unix.Kill(-l.cmd.Process.Pid, 0); err == nil {
 		t.Error("processes are left")
+	}
+}
+
+// TestKVMSegments: guests come to segments and go, whatever becomes of them, and their
+// monitor ends with them; what cannot be is refused before a guest runs.
+func TestKVMSegments(t *testing.T) {
+	m, err := vmm.NewMonitor(vmm.MonitorConfig{Segments: []vmm.Segment{{Name: "lan0", MTU: 9000, Uplink: vmm.UplinkUser}, {Name: "lan1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	on := func(name, kernel string, nets ...vmm.Net) vmm.Config {
+		cfg, _ := config(t, kernel, "")
+		cfg.Name, cfg.Memory, cfg.Nets = name, 32<<20, nets
+		return cfg
+	}
+	net := func(segment string) vmm.Net { return vmm.Net{Kind: vmm.NetSegment, Segment: segment} }
+	ports := func() string {
+		var all []string
+		for _, s := range m.Segments() {
+			for _, p := range s.Stats.Ports {
+				all = append(all, s.Name+":"+p.Name)
+			}
+		}
+		return strings.Join(all, " ")
+	}
+	a := launchIn(t, m, on("a", "halt", net("lan0"), net("lan1"), net("lan0")))
+	b := launchIn(t, m, on("b", "halt", net("lan0"), net("made")))
+	if got, want := ports(), "lan0:a lan0:a/1 lan0:b lan1:a made:b"; got != want {
+		t.Errorf("ports %s, want %s", got, want)
+	}
+	if o := runsIn(t, m, on("c", "panic", net("lan0"))); o.Kind != vmm.Crashed {
+		t.Errorf("c ends with %v", o)
+	}
+	wide := net("lan0")
+	wide.MTU = 1500
+	if g, err := m.New(on("d", "halt", wide)); err == nil || !strings.Contains(err.Error(), "its MTU is 9000, and 1500 is asked for") {
+		t.Errorf("another MTU: %v", err)
+		g.Close()
+	}
+	for _, g := range []*running{a, b} {
+		g.guest.Kill("enough")
+		g.wait()
+		if err := g.guest.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := ports(); got != "" {
+		t.Errorf("ports %s are left", got)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	_, err = vmm.NewMonitor(vmm.MonitorConfig{Segments: []vmm.Segment{{Name: "lan0", Uplink: vmm.UplinkTap, Tap: "lo"}}})
+	if _, ok := errors.AsType[*vmm.HostError](err); !ok || !strings.Contains(err.Error(), "segment lan0: tap lo: ") {
+		t.Errorf("an uplink that is no tap: %v", err)
 	}
 }
 
