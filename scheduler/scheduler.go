@@ -8,6 +8,7 @@
 //     evenly among many light ones. All three are a [Policy].
 //   - [Feasible] is for several CPUs, on which no client can use more than one.
 //   - [Limit] caps a client whatever its tickets.
+//   - [Relieve] is for several sets of CPUs: who had best move to another.
 //
 // Time here is what the caller says it is: the package has no clock, no threads
 // and no randomness but a seeded one, and computes in integers, so that all it

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"time"
 
@@ -103,6 +102,9 @@ func usable(want []int) ([]int, error) {
 type shares struct {
 	scheduler *host.Scheduler // nil before the first guest, and where the host schedules
 	pools     [][]int         // CPUs, a set for each node
+	nodes     []numa.Node     // those nodes
+	fake      int             // into how many the host's was split
+	relief    *relief         // with several nodes
 	groups    map[string]*host.Group
 	declined  bool // the host schedules after all
 }
@@ -116,7 +118,7 @@ type share struct {
 // enter gives a guest its tickets. The lock is held. It is nil where the host
 // schedules.
 func (m *Monitor) enter(cfg *Config) (*share, error) {
-	if err := m.schedule(); err != nil || m.shares.scheduler == nil {
+	if err := m.schedule(&cfg.NUMA); err != nil || m.shares.scheduler == nil {
 		return nil, err
 	}
 	c := host.GuestConfig{Name: cfg.Name, Tickets: cfg.Tickets, Limit: cfg.CPULimit, Gang: cfg.Gang}
@@ -155,8 +157,9 @@ func (m *Monitor) group(name string) (*host.Group, error) {
 	return g, nil
 }
 
-// schedule starts the scheduler, if there is to be one and it does not run.
-func (m *Monitor) schedule() error {
+// schedule starts the scheduler, if there is to be one and it does not run. n has the
+// first guest's nodes.
+func (m *Monitor) schedule(n *NUMA) error {
 	c := &m.cfg.Scheduler
 	if c.Kind == SchedulerHost || m.shares.scheduler != nil || m.shares.declined {
 		return nil
@@ -168,24 +171,30 @@ func (m *Monitor) schedule() error {
 	if err != nil {
 		return err
 	}
-	t, err := numa.Read(os.DirFS("/"))
+	t, err := n.topology()
 	if err != nil {
-		return &HostError{err}
+		return err
 	}
 	o := host.Config{Quantum: c.Quantum, Bound: c.CPUs != nil, Seed: uint64(time.Now().UnixNano()), Log: m.log}
 	if c.Kind == SchedulerLottery {
 		o.Kind = host.Lottery
 	}
+	var nodes []numa.Node
 	for _, n := range t.Nodes() {
-		pool := slices.DeleteFunc(cpusOf(t, n), func(c int) bool { return !slices.Contains(cpus, c) })
+		pool := slices.DeleteFunc(cpusOf(t, n), func(c int) bool {
+			return !slices.Contains(cpus, c) || slices.ContainsFunc(o.Pools, func(p []int) bool { return slices.Contains(p, c) })
+		})
 		if len(pool) > 0 {
-			o.Pools = append(o.Pools, pool)
+			o.Pools, nodes = append(o.Pools, pool), append(nodes, n)
 		}
 	}
 	s, err := host.New(o)
 	switch {
 	case err == nil:
-		m.shares.scheduler, m.shares.pools = s, o.Pools
+		m.shares.scheduler, m.shares.pools, m.shares.nodes, m.shares.fake = s, o.Pools, nodes, n.FakeNodes
+		if len(nodes) > 1 {
+			m.shares.relief = m.relieve(s, t)
+		}
 	case c.Strict:
 		return &HostError{err}
 	default:
@@ -197,6 +206,9 @@ func (m *Monitor) schedule() error {
 
 // close ends the scheduler, after the guests.
 func (s *shares) close() {
+	if s.relief != nil {
+		s.relief.end()
+	}
 	if s.scheduler != nil {
 		s.scheduler.Close()
 	}

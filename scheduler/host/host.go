@@ -22,8 +22,8 @@
 // Locks: Scheduler.mu, around everything; taken by API calls and by the pools'
 // threads for each decision.
 //
-// Not done here: moving a vCPU to another node when its own has too many, and
-// disks and networks.
+// Not done here: moving a vCPU to another node when its own has too many (see
+// Scheduler.Crowded), disks and networks (package scheduler/flow).
 package host
 
 import (
@@ -102,6 +102,8 @@ const (
 type Scheduler struct {
 	cfg Config
 	sys system
+	// crowded is told of quanta in which not all found a CPU.
+	crowded chan struct{}
 
 	mu     sync.Mutex
 	ledger *scheduler.Ledger
@@ -145,7 +147,7 @@ func build(c Config, sys system) (*Scheduler, error) {
 	if c.Line == 0 {
 		c.Line = DefaultLine
 	}
-	s := &Scheduler{cfg: c, sys: sys, ledger: scheduler.NewLedger()}
+	s := &Scheduler{cfg: c, sys: sys, ledger: scheduler.NewLedger(), crowded: make(chan struct{}, 1)}
 	seen := map[int]bool{}
 	for i, cpus := range c.Pools {
 		if len(cpus) == 0 {
@@ -176,6 +178,10 @@ func (s *Scheduler) Close() {
 		p.end()
 	}
 }
+
+// Crowded receives while not all who want to run find a CPU in their pool, and
+// nothing otherwise: for one who moves them to others (scheduler.Relieve).
+func (s *Scheduler) Crowded() <-chan struct{} { return s.crowded }
 
 // Group is a currency: guests in it divide what it has among them, and what they
 // are given moves nothing elsewhere.

@@ -174,6 +174,10 @@ func (p *pool) tick(now int64) nap {
 		return nap{use: time.Duration(p.quiet) * p.s.cfg.Quantum * time.Duration(len(p.cpus))}
 	}
 	p.quiet = 0
+	select {
+	case p.s.crowded <- struct{}{}:
+	default:
+	}
 	p.choose()
 	return nap{at: now + int64(p.s.cfg.Quantum)}
 }
