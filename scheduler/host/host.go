@@ -379,8 +379,9 @@ type VCPU struct {
 
 // Where a thread may be bound to beside a single CPU.
 const (
-	anyCPU = -1 // all of the pool's
-	noCPU  = -2 // it has not been bound by us
+	anyCPU  = -1 // all of the pool's
+	noCPU   = -2 // it has not been bound by us
+	lostCPU = -3 // to some that the pool has no more, or not all of those it has
 )
 
 // Remove takes the vCPU out. Its thread runs as the kernel likes.

@@ -20,6 +20,9 @@ type system interface {
 	pin(tid int, cpus []int) error
 	// runnable says whether the thread runs or waits for a CPU.
 	runnable(tid int) bool
+	// there are the CPUs that are online and that this process may use, ascending;
+	// none if that is not known.
+	there() []int
 	// spread makes it faster to wake one of many threads.
 	spread(lists int)
 }
@@ -73,6 +76,21 @@ func (linux) runnable(tid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
 	i := bytes.LastIndexByte(b, ')')
 	return err == nil && i > 0 && len(b) > i+2 && b[i+2] == 'R'
+}
+
+// there asks for the calling thread: the kernel leaves out what is not online.
+func (linux) there() []int {
+	var set unix.CPUSet
+	if unix.SchedGetaffinity(0, &set) != nil {
+		return nil
+	}
+	cpus := make([]int, 0, set.Count())
+	for c := 0; len(cpus) < cap(cpus); c++ {
+		if set.IsSet(c) {
+			cpus = append(cpus, c)
+		}
+	}
+	return cpus
 }
 
 // spread has the kernel keep threads that wait, as those that are held do, in so

@@ -24,7 +24,9 @@ const (
 // pool is a set of CPUs and the vCPUs that share them.
 type pool struct {
 	s       *Scheduler
-	cpus    []int
+	given   []int // CPUs
+	cpus    []int // and of these, those that are there
+	checked int64 // when that was looked at last; 0 if it is to be
 	index   int
 	policy  scheduler.Policy
 	members []*VCPU
@@ -51,7 +53,7 @@ type pool struct {
 }
 
 func newPool(s *Scheduler, cpus []int, index uint64) *pool {
-	p := &pool{s: s, cpus: slices.Clone(cpus), index: int(index), ids: map[*scheduler.Client]*VCPU{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &pool{s: s, given: cpus, cpus: slices.Clone(cpus), index: int(index), ids: map[*scheduler.Client]*VCPU{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	q := int64(s.cfg.Quantum)
 	if s.cfg.Kind == Lottery {
 		p.policy = scheduler.NewLottery(q, s.cfg.Seed+index)
@@ -160,9 +162,54 @@ const maxQuiet = 10
 // sleepers bounds how many of those asleep a tick looks at.
 const sleepers = 64
 
+// checkTime is how often it is looked at which CPUs there are, while vCPUs compete.
+const checkTime = int64(time.Second)
+
+// check takes note of CPUs that have gone offline, or were forbidden to this process,
+// and of those that have come back. If all have gone, their vCPUs run on those that
+// other pools have, or wherever they may.
+func (p *pool) check(now int64) {
+	if age := now - p.checked; p.checked != 0 && age >= 0 && age < checkTime {
+		return
+	}
+	p.checked = now
+	there := p.s.sys.there()
+	if len(there) == 0 {
+		return // it cannot be known
+	}
+	var cpus []int
+	keep := func(of []int) {
+		for _, c := range of {
+			if slices.Contains(there, c) {
+				cpus = append(cpus, c)
+			}
+		}
+	}
+	if keep(p.given); len(cpus) == 0 {
+		for _, o := range p.s.cfg.Pools {
+			keep(o)
+		}
+	}
+	if len(cpus) == 0 {
+		cpus = there
+	}
+	if slices.Equal(cpus, p.cpus) {
+		return
+	}
+	p.s.cfg.Log.Warn("the CPUs for vCPUs have changed", "given", p.given, "now", cpus)
+	p.cpus = cpus
+	p.generation = 0 // what tickets are worth depends on how many there are
+	for _, v := range p.members {
+		if v.cpu != noCPU {
+			v.cpu = lostCPU
+		}
+	}
+}
+
 // tick ends a quantum and begins another.
 func (p *pool) tick(now int64) nap {
 	p.last = now
+	p.check(now)
 	p.look(now)
 	p.reweigh()
 	if (p.policy.Len() <= len(p.cpus) || !p.several(true)) && !p.limited() {
@@ -548,6 +595,9 @@ func (p *pool) set(v *VCPU, l level, cpu int) {
 	}
 	if was == held {
 		v.thread.Release()
+	}
+	if err != nil {
+		p.checked = 0 // its CPU may have gone
 	}
 	if err != nil && p.s.troubles < maxTroubles {
 		// A thread may have ended just now; anything else comes again.

@@ -3,6 +3,7 @@ package host
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ type world struct {
 	threads []*thread
 	s       *Scheduler
 	pinned  map[int][]int
+	online  []int // CPUs, or nil if that cannot be asked
 }
 
 // thread is a vCPU that computes, or halts, as the test likes.
@@ -50,6 +52,7 @@ func (w *world) thread(tid int) *thread { return w.threads[tid-1] }
 
 func (w *world) used(tid int) (int64, bool) { return w.thread(tid).used, true }
 func (w *world) runnable(tid int) bool      { return !w.thread(tid).stuck }
+func (w *world) there() []int               { return w.online }
 func (w *world) spread(int)                 {}
 func (w *world) pin(tid int, cpus []int) error {
 	w.pinned[tid] = cpus
@@ -409,6 +412,50 @@ func TestPoolClockSteps(t *testing.T) {
 	for _, u := range w.s.Usage() {
 		if u.Waited < 0 || u.Asked < 0 {
 			t.Errorf("%+v", u)
+		}
+	}
+}
+
+// TestPoolCPUsGo: vCPUs divide the CPUs that are left when some are taken offline, all
+// of a node's even, and those that come back.
+func TestPoolCPUsGo(t *testing.T) {
+	w := newWorld(t, Config{Pools: [][]int{{0, 1, 2}, {3}}, Bound: true})
+	for _, n := range []int64{2, 1, 1, 1, 1} {
+		w.guest(t, GuestConfig{Tickets: n})
+	}
+	p := w.s.pools[0]
+	for _, c := range []struct {
+		online []int
+		cpus   int
+		want   []float64
+	}{
+		{nil, 3, []float64{1, .5, .5, .5, .5}}, // not known
+		{[]int{0, 1, 2, 3}, 3, []float64{1, .5, .5, .5, .5}},
+		{[]int{0, 2, 3}, 2, []float64{2. / 3, 1. / 3, 1. / 3, 1. / 3, 1. / 3}},
+		{[]int{2, 3}, 1, []float64{1. / 3, 1. / 6, 1. / 6, 1. / 6, 1. / 6}},
+		{[]int{3}, 1, []float64{1. / 3, 1. / 6, 1. / 6, 1. / 6, 1. / 6}},
+		{[]int{7, 8}, 2, []float64{2. / 3, 1. / 3, 1. / 3, 1. / 3, 1. / 3}},
+		{[]int{0, 1, 2, 3}, 3, []float64{1, .5, .5, .5, .5}},
+	} {
+		w.online = c.online
+		w.run(2 * time.Second) // until it is seen
+		if len(p.cpus) != c.cpus {
+			t.Fatalf("with %v online the pool has %v", c.online, p.cpus)
+		}
+		for _, x := range w.threads {
+			x.had()
+		}
+		const span = 20 * time.Second
+		w.run(span)
+		for i, x := range w.threads {
+			if got := float64(x.had()) / float64(span); math.Abs(got-c.want[i]) > 0.01 {
+				t.Errorf("with %v online vCPU %d had %.3f CPUs, want %.3f", c.online, i, got, c.want[i])
+			}
+		}
+		for tid, on := range w.pinned {
+			if slices.ContainsFunc(on, func(cpu int) bool { return !slices.Contains(p.cpus, cpu) }) {
+				t.Errorf("with %v online thread %d is bound to %v", c.online, tid, on)
+			}
 		}
 	}
 }
