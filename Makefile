@@ -45,7 +45,7 @@ test-pure: tiny ## tests that need no rights, with the race detector
 	@scripts/ring pure go test -race -v -skip '^Test(Host|KVM|Lab)' $(TESTFLAGS) ./...
 
 .PHONY: test-host
-test-host: tiny images ## tests that need root, or memfd, tap or namespaces
+test-host: tiny images tcpdump ## tests that need root, or memfd, tap or namespaces
 	@scripts/ring host go test -race -v -run '^TestHost' $(TESTFLAGS) $(call packages_with,TestHost)
 
 .PHONY: test-kvm
@@ -171,6 +171,10 @@ soak-disk: images ## kill a program that writes to disks 1000 times, and cut the
 .PHONY: images
 images: ## fetch qemu-img, which the tests of disk images are held against
 	@scripts/debian images
+
+.PHONY: tcpdump
+tcpdump: ## fetch tcpdump, which captures are held against
+	@scripts/debian tcpdump
 
 .PHONY: image
 image: ## make a disk image of a small Debian, build/image/debian.raw and .qcow2

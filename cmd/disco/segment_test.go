@@ -77,6 +77,26 @@ guests:
 	}
 }
 
+// TestSegmentExample: the example is in order, and the manual has all keys.
+func TestSegmentExample(t *testing.T) {
+	w := newFleetWorld(t)
+	if code := w.disco("up", "--host", "here", "../../examples/segment.yaml"); code != 0 || len(w.built) != 3 {
+		t.Fatalf("exit code %d, %d guests: %s", code, len(w.built), &w.err)
+	}
+	if len(w.monitor.Segments) != 1 || w.monitor.Segments[0].Uplink != vmm.UplinkUser {
+		t.Errorf("segments %+v", w.monitor.Segments)
+	}
+	manual, err := os.ReadFile("../../docs/network.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key := range segmentKeys {
+		if !strings.Contains(string(manual), "`"+key+"`") {
+			t.Errorf("docs/network.md does not have the key %s", key)
+		}
+	}
+}
+
 // TestUpSegmentProblems: all that is wrong with segments, each with its place.
 func TestUpSegmentProblems(t *testing.T) {
 	w := newFleetWorld(t)

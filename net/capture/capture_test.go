@@ -67,9 +67,13 @@ func TestHostTcpdump(t *testing.T) {
 	if _, err := c.WriteTo(f); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("tcpdump", "-n", "-tt", "-r", path).Output()
+	program := os.Getenv("DISCO_TCPDUMP")
+	if program == "" {
+		program = "../../build/tcpdump/tcpdump"
+	}
+	out, err := exec.Command(program, "-n", "-tt", "-r", path).Output()
 	if err != nil {
-		t.Fatalf("tcpdump: %v (apt-get install tcpdump)", err)
+		t.Fatalf("tcpdump: %v (make tcpdump fetches it; or set DISCO_TCPDUMP)", err)
 	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	if len(lines) != 3 || lines[0] != "1767355200.123456 IP 10.64.0.2 > 10.64.0.3: ICMP echo request, id 0, seq 1, length 8" {
