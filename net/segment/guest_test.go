@@ -111,14 +111,6 @@ func (g *guest) take() (frame.Header, []byte) {
 	return h, b
 }
 
-// nothing fails the test if a frame came.
-func (g *guest) nothing() {
-	g.t.Helper()
-	if u, ok := g.rx.Take(); ok {
-		g.t.Errorf("%d bytes came", u.Written)
-	}
-}
-
 // send sends a frame and waits until its buffers are back.
 func (g *guest) send(h frame.Header, pieces ...[]byte) {
 	g.t.Helper()
