@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"sync"
 	"testing"
 	"time"
 
@@ -194,8 +193,8 @@ func request(from [6]byte, p []byte) []byte {
 }
 
 func TestMAC(t *testing.T) {
-	if MAC("a", "bc") != MAC("a", "bc") || MAC("a", "bc") == MAC("ab", "c") {
-		t.Error("words make MACs that they should not")
+	if MAC("a", "bc") == MAC("ab", "c") {
+		t.Error("other words make the same MAC")
 	}
 	for i := range 1000 {
 		if m := MAC("guest", fmt.Sprint(i)); m[0]&3 != 2 {
@@ -206,7 +205,6 @@ func TestMAC(t *testing.T) {
 
 // pipe is a Backend in a test's hands.
 type pipe struct {
-	mu       sync.Mutex
 	frames   chan []byte // that it has to read
 	written  chan []byte
 	stopping chan struct{}
