@@ -37,7 +37,7 @@ type guest struct {
 
 func newSegment(t testing.TB, c segment.Config) *segment.Segment {
 	t.Helper()
-	c.Name = "test"
+	c.Name, c.Patience = "test", time.Minute
 	s, err := segment.New(c)
 	if err != nil {
 		t.Fatal(err)

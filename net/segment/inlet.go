@@ -10,8 +10,6 @@ import (
 const (
 	// maxLane is how many frames of one sender may wait for one receive queue.
 	maxLane = 64
-	// maxWait is for how long a frame waits for buffers.
-	maxWait = 500 * time.Millisecond
 	// quantum is how many bytes a sender's waiting frames are given in turn.
 	quantum = frame.MaxLen
 )
@@ -125,7 +123,7 @@ func (in *inlet) wait(from *end, f *frame.Frame, lent bool) (kept bool) {
 	in.waiting++
 	in.port.waited.Add(1)
 	if in.waiting == 1 {
-		in.arm(maxWait)
+		in.arm(in.port.seg.patience)
 	}
 	return !lent
 }
@@ -207,7 +205,7 @@ func (in *inlet) expire() {
 	now := in.port.seg.now()
 	oldest := now
 	for _, l := range in.lanes {
-		for l.count > 0 && now-l.frames[l.first].since >= maxWait {
+		for l.count > 0 && now-l.frames[l.first].since >= in.port.seg.patience {
 			l.pop().Done()
 			in.waiting--
 			in.stuck = true
@@ -218,7 +216,7 @@ func (in *inlet) expire() {
 		}
 	}
 	if in.waiting > 0 {
-		in.arm(oldest + maxWait - now)
+		in.arm(oldest + in.port.seg.patience - now)
 	}
 }
 

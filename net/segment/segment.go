@@ -50,6 +50,8 @@ const (
 	MaxMTU = 65535
 	// MaxQueues is the largest number of queue pairs of a Port.
 	MaxQueues = 8
+	// DefaultPatience is for how long a frame waits for its receiver's buffers.
+	DefaultPatience = 500 * time.Millisecond
 	// MaxEnds is the largest number of ports and stations of a Segment.
 	MaxEnds = 1024
 )
@@ -62,6 +64,9 @@ type Config struct {
 	Name string
 	// MTU is the largest IP packet in bytes, MinMTU to MaxMTU; 0 for DefaultMTU.
 	MTU int
+	// Patience is for how long a frame waits for buffers of its receiver before it is
+	// dropped; 0 for DefaultPatience.
+	Patience time.Duration
 	// Log gets what the operator should know; nil for slog's default.
 	Log *slog.Logger
 }
@@ -73,6 +78,8 @@ type Segment struct {
 	mtu  int
 	log  *slog.Logger
 	born time.Time
+
+	patience time.Duration
 
 	ends     atomic.Pointer[[]*end] // in the order of Connect; changed under mu
 	captures atomic.Pointer[[]*capture]
@@ -89,10 +96,16 @@ func New(c Config) (*Segment, error) {
 	if c.MTU < MinMTU || c.MTU > MaxMTU {
 		return nil, fmt.Errorf("segment %s: MTU %d: it can be %d to %d", c.Name, c.MTU, MinMTU, MaxMTU)
 	}
+	if c.Patience < 0 {
+		return nil, fmt.Errorf("segment %s: frames can not wait for %v", c.Name, c.Patience)
+	}
+	if c.Patience == 0 {
+		c.Patience = DefaultPatience
+	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Segment{name: c.Name, mtu: c.MTU, log: c.Log.With("segment", c.Name), born: time.Now(), table: newTable()}
+	s := &Segment{name: c.Name, mtu: c.MTU, log: c.Log.With("segment", c.Name), born: time.Now(), patience: c.Patience, table: newTable()}
 	s.ends.Store(new([]*end))
 	s.captures.Store(new([]*capture))
 	return s, nil
