@@ -279,6 +279,45 @@ func TestLanRefused(t *testing.T) {
 	}
 }
 
+// FuzzLanServers asks the DHCP and the name server what a hostile guest may ask. What
+// they answer can be read, and is about who asks.
+func FuzzLanServers(f *testing.F) {
+	discover, err := dhcpv4.NewDiscovery(macA[:], dhcpv4.WithOption(dhcpv4.OptHostName("b")), dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(ip(addressB))))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(discover.ToBytes())
+	for _, name := range []string{"b.", "11.0.64.10.in-addr.arpa.", "b.lan0.disco.internal."} {
+		query, err := (&dnsmessage.Message{Header: dnsmessage.Header{ID: 9}, Questions: []dnsmessage.Question{
+			{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypePTR, Class: dnsmessage.ClassINET},
+		}}).Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(query)
+	}
+	f.Add([]byte{0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 0x0c, 0, 1, 0, 1})
+	n := newNet(f, Config{Lan: newLan(&house{})})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		if a := n.lan.answerDHCP(p, macA); a != nil {
+			u := header.UDP(header.IPv4(a[frame.MinLen:]).Payload())
+			m, err := dhcpv4.FromBytes(u.Payload())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := m.YourIPAddr; !got.IsUnspecified() && !got.Equal(ip(addressA)) || [6]byte(a) != macA || string(m.ClientHWAddr) != string(macA[:]) {
+				t.Fatalf("% x is told %s", a[:6], m.Summary())
+			}
+		}
+		if a := n.answer(t.Context(), "udp", p); a != nil {
+			var m dnsmessage.Message
+			if err := m.Unpack(a); err != nil || !m.Response || !bytes.Equal(a[:2], p[:2]) {
+				t.Fatalf("% x is answered % x, %v", p, a, err)
+			}
+		}
+	})
+}
+
 // FuzzLanFrame has the DHCP and name server of a network of several guests take
 // what a hostile one may send. What it answers goes to who asked, and is in order.
 func FuzzLanFrame(f *testing.F) {
