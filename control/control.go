@@ -5,7 +5,7 @@
 //	GET /v1/guests                     Snapshot: the Monitor, and all its guests
 //	GET /v1/guests/{name}              Guest
 //	PUT /v1/guests/{name}/tickets      {"tickets": 1 to 1048576}; answers with the Guest
-//	GET /v1/segments                   Segments: the Monitor, and all its segments
+//	GET /v1/segments                   Segments: the Monitor, and all its segments and shared folders
 //	GET /v1/segments/{name}/capture    a pcapng file of what passes, with ?snap=N of N bytes of each
 //	                                   frame, that ends with the connection or the monitor
 //	GET /metrics                       for Prometheus
@@ -113,6 +113,7 @@ type Source interface {
 	// there is none of this name, ErrRefused that the tickets cannot be had.
 	SetTickets(name string, n int64) error
 	Segments() []Segment
+	Folders() []Folder
 	// Capture begins to capture a segment, until the Capture's End. ErrNoSegment says
 	// that there is none of this name.
 	Capture(name string, snap int) (Capture, error)

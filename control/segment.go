@@ -55,10 +55,12 @@ type Segment struct {
 	Ports   []Port `json:"ports"`   // guests, in the order of their coming, then stations
 }
 
-// Segments is a monitor and its segments, in the order of their making.
+// Segments is a monitor, its segments and what its guests share with it, in the order
+// of their making.
 type Segments struct {
 	Monitor  Monitor   `json:"monitor"`
 	Segments []Segment `json:"segments"`
+	Folders  []Folder  `json:"folders,omitempty"`
 }
 
 // ErrNoSegment is a Source's that there is no segment of this name.
@@ -72,7 +74,7 @@ type Capture interface {
 }
 
 func (h handler) segments(w http.ResponseWriter, _ *http.Request) {
-	answer(w, Segments{Monitor: h.Monitor(), Segments: h.Segments()})
+	answer(w, Segments{Monitor: h.Monitor(), Segments: h.Segments(), Folders: h.Folders()})
 }
 
 // NoSegment says that no segment is called name, and which there are.
@@ -152,6 +154,9 @@ func (c *Client) Segments(ctx context.Context) (*Segments, error) {
 	}
 	for i := range s.Segments {
 		s.Segments[i].clean()
+	}
+	for i := range s.Folders {
+		s.Folders[i].clean()
 	}
 	return &s, nil
 }

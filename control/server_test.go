@@ -56,6 +56,8 @@ func (f *fake) Guests() []Guest {
 	return slices.Clone(f.guests)
 }
 
+func (f *fake) Folders() []Folder { return nil }
+
 func (f *fake) Segments() []Segment {
 	return []Segment{{
 		Name: "lan0", MTU: 4148, Subnet: "10.64.0.0/16", Address: "10.64.0.1", Uplink: "user",

@@ -150,6 +150,41 @@ func (g *Guest) FolderStats() []FolderStats {
 	return all
 }
 
+// GuestFolder is what a guest of a Monitor does with a shared folder.
+type GuestFolder struct {
+	Guest string
+	FolderStats
+	// Common is how many of the bytes mapped by the guest another guest's window, or
+	// another of its own, shows too: those pages exist once.
+	Common uint64
+}
+
+// FolderStats are those of all guests, in the order of their making.
+func (m *Monitor) FolderStats() []GuestFolder {
+	var all []GuestFolder
+	var pieces [][]virtiofs.Piece
+	windows := map[virtiofs.Piece]int{}
+	for _, g := range m.Guests() {
+		stats := g.FolderStats()
+		for i, f := range g.backends.folders {
+			all = append(all, GuestFolder{Guest: g.cfg.Name, FolderStats: stats[i]})
+			here := f.device.Pieces(nil)
+			pieces = append(pieces, here)
+			for _, p := range here {
+				windows[p.Same()]++
+			}
+		}
+	}
+	for i := range all {
+		for _, p := range pieces[i] {
+			if windows[p.Same()] > 1 {
+				all[i].Common += p.Bytes
+			}
+		}
+	}
+	return all
+}
+
 // mender is a device with memory that may lose pages.
 type mender interface{ Mend() bool }
 

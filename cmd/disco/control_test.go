@@ -195,6 +195,7 @@ type fixed struct {
 	guests []string
 
 	segments []control.Segment
+	folders  []control.Folder
 }
 
 func (f *fixed) Monitor() control.Monitor {
@@ -209,6 +210,7 @@ func (f *fixed) Guests() (all []control.Guest) {
 }
 
 func (f *fixed) Segments() []control.Segment { return f.segments }
+func (f *fixed) Folders() []control.Folder   { return f.folders }
 
 func (f *fixed) Capture(string, int) (control.Capture, error) { return nil, control.ErrNoSegment }
 

@@ -33,6 +33,7 @@ type monitor interface {
 	Scheduling() vmm.Scheduling
 	SetTickets(name string, n int64) (bool, error)
 	Segments() []vmm.SegmentStats
+	FolderStats() []vmm.GuestFolder
 	Capture(segment string, see func(t time.Time, bufs [][]byte)) (stop func(), ok bool)
 	Close() error
 }

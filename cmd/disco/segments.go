@@ -92,14 +92,18 @@ them since each guest came:
   COPIED    bytes that the monitor copied to it
   PER BYTE  COPIED by RECEIVED: 1.00 where all is copied, once
   WHY       COPIED by the reason (see docs/network.md)
-  DROPPED   frames from it or for it that went nowhere, by the reason`
+  DROPPED   frames from it or for it that went nowhere, by the reason
+
+and the folders that their guests share, with what was copied to and from them, and
+which part of files their windows show now, and have in common with another window
+(see docs/folders.md).`
 
 func statsCommand(w *world) *cobra.Command {
 	var path string
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "stats",
-		Short:   "Show what passes between guests on segments",
+		Short:   "Show what passes between guests, and in shared folders",
 		Long:    statsLong,
 		Example: "  disco stats\n  disco stats --json",
 		Args:    cobra.NoArgs,
@@ -178,9 +182,13 @@ func printSegments(out io.Writer, all []network) {
 			}
 			t.Flush()
 		}
+		if len(n.Folders) > 0 && !none {
+			fmt.Fprintln(out)
+		}
+		none = !printFolders(out, n.Monitor.PID, n.Folders) && none
 	}
 	if none {
-		fmt.Fprintln(out, "no process of this user has a segment; guests get one by --net segment=NAME")
+		fmt.Fprintln(out, "no process of this user has a segment or a shared folder; guests get one by --net segment=NAME or --share DIR")
 	}
 }
 

@@ -97,7 +97,8 @@ func (w *fakeWorld) Scheduling() vmm.Scheduling {
 	return vmm.Scheduling{Quantum: 10 * time.Millisecond, CPUs: 2}
 }
 
-func (w *fakeWorld) Segments() []vmm.SegmentStats { return w.segments }
+func (w *fakeWorld) Segments() []vmm.SegmentStats   { return w.segments }
+func (w *fakeWorld) FolderStats() []vmm.GuestFolder { return nil }
 
 func (w *fakeWorld) Capture(name string, see func(t time.Time, bufs [][]byte)) (stop func(), ok bool) {
 	if len(w.segments) == 0 || name != w.segments[0].Name {

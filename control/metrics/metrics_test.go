@@ -26,6 +26,8 @@ func (s source) Monitor() control.Monitor {
 func (s source) Guests() []control.Guest        { return s }
 func (s source) SetTickets(string, int64) error { return control.ErrNoGuest }
 
+func (s source) Folders() []control.Folder { return nil }
+
 func (s source) Segments() []control.Segment {
 	ports := []control.Port{
 		{

@@ -237,6 +237,14 @@ func (d *Device) Stats() Stats {
 	return s
 }
 
+// Pieces appends what is mapped in the window now.
+func (d *Device) Pieces(dst []Piece) []Piece {
+	if d.window == nil {
+		return dst
+	}
+	return d.window.Pieces(dst)
+}
+
 // Mend looks for pages in the window that their files no longer have, and puts
 // zeros there. It says whether it found any: else whatever failed will fail again.
 // It comes from a vCPU's thread, when KVM could not reach a page.

@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -33,10 +34,22 @@ type Window struct {
 	memory []byte // PROT_NONE where nothing is mapped
 
 	mu       sync.Mutex
-	pieces   []bool // mapped
-	mapped   atomic.Uint64
+	pieces   []Piece
+	mapped   atomic.Uint64 // bytes of files
 	mappings atomic.Uint64
 }
+
+// Piece is a part of a file that is mapped in a window.
+type Piece struct {
+	Device, Inode uint64 // of the file
+	Offset        int64  // in it, a multiple of 2 MiB
+	Bytes         uint64 // of the file there, when it was mapped; at most 2 MiB
+	mapped        bool
+}
+
+// Same is equal for pieces of the same place of the same file, which show the same
+// pages.
+func (p Piece) Same() Piece { return Piece{Device: p.Device, Inode: p.Inode, Offset: p.Offset} }
 
 // ErrMappings says that this process may not have so many mappings.
 var ErrMappings = errors.New("not enough memory mappings: raise vm.max_map_count")
@@ -47,7 +60,7 @@ func NewWindow(size uint64) (*Window, error) {
 	if size < MinWindow || size&(size-1) != 0 {
 		return nil, fmt.Errorf("a window of %d bytes is no power of two from %d", size, MinWindow)
 	}
-	w := &Window{pieces: make([]bool, size/piece)}
+	w := &Window{pieces: make([]Piece, size/piece)}
 	if !arena.VMAs.Reserve(int64(len(w.pieces))) {
 		return nil, ErrMappings
 	}
@@ -95,13 +108,21 @@ func (w *Window) put(at, n uint64, fd int, off int64, write bool) fuse.Status {
 	if write {
 		prot |= unix.PROT_WRITE
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fuse.ToStatus(err)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, err := unix.MmapPtr(fd, off, w.place(at), uintptr(n), prot, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
 		return fuse.ToStatus(err)
 	}
 	w.mappings.Add(1)
-	w.mark(at, n, true)
+	for i := uint64(0); i < n; i += piece {
+		p := Piece{Device: st.Dev, Inode: st.Ino, Offset: off + int64(i), mapped: true}
+		p.Bytes = uint64(min(max(st.Size-p.Offset, 0), piece))
+		w.set(at+i, p)
+	}
 	return fuse.OK
 }
 
@@ -118,28 +139,36 @@ func (w *Window) reserve(at, n uint64) error {
 	if _, err := unix.MmapPtr(-1, 0, w.place(at), uintptr(n), unix.PROT_NONE, flags); err != nil {
 		return err
 	}
-	w.mark(at, n, false)
+	for i := uint64(0); i < n; i += piece {
+		w.set(at+i, Piece{})
+	}
 	return nil
 }
 
-func (w *Window) mark(at, n uint64, mapped bool) {
-	for i := at / piece; i < (at+n)/piece; i++ {
-		if w.pieces[i] != mapped {
-			w.pieces[i] = mapped
-			if mapped {
-				w.mapped.Add(piece)
-			} else {
-				w.mapped.Add(^uint64(piece - 1))
-			}
+// set says what is at a piece of the window now.
+func (w *Window) set(at uint64, p Piece) {
+	was := &w.pieces[at/piece]
+	w.mapped.Add(p.Bytes - was.Bytes)
+	*was = p
+}
+
+// Pieces appends what is mapped.
+func (w *Window) Pieces(dst []Piece) []Piece {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.pieces {
+		if p.mapped {
+			dst = append(dst, p)
 		}
 	}
+	return dst
 }
 
 // Clear unmaps all.
 func (w *Window) Clear() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.mapped.Load() == 0 {
+	if !slices.ContainsFunc(w.pieces, func(p Piece) bool { return p.mapped }) {
 		return
 	}
 	if err := w.reserve(0, uint64(len(w.memory))); err != nil {
@@ -166,9 +195,9 @@ func (w *Window) Close() error {
 func (w *Window) mend() (pages uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i, mapped := range w.pieces {
+	for i, p := range w.pieces {
 		at := uint64(i) * piece
-		if !mapped || w.reaches(at, piece) {
+		if !p.mapped || w.reaches(at, piece) {
 			continue
 		}
 		for end := at + piece; at < end; at += pageSize {
