@@ -62,8 +62,8 @@ type Options struct {
 	Guests []int  // after how many to look; nil for 1, 2, 4 and 8
 	Modes  []Mode // nil for auto, never and ksm
 	CPUs   int    // of each guest; 0 for 1
-	Memory uint64 // of each guest, in bytes; 0 for 768 MiB
-	Read   string // what each reads: folders of the image, separated by commas; empty for /usr
+	Memory uint64 // of each guest, in bytes; 0 for 512 MiB
+	Read   string // what each reads: folders of the image, separated by commas; empty for /usr/lib, /usr/bin and /usr/sbin
 	Job    string // what each does then: query (its package database), build (C files) or none; empty for query
 
 	Timeout  time.Duration        // of each guest; 0 for ten minutes
@@ -88,8 +88,8 @@ func (o *Options) complete() []error {
 		o.Modes = []Mode{Auto, Never, KSM}
 	}
 	fill(&o.CPUs, 1)
-	fill(&o.Memory, 768<<20)
-	fill(&o.Read, "/usr")
+	fill(&o.Memory, 512<<20)
+	fill(&o.Read, "/usr/lib,/usr/bin,/usr/sbin")
 	fill(&o.Job, "query")
 	fill(&o.Timeout, 10*time.Minute)
 	fill(&o.Settle, 5*time.Minute)
