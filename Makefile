@@ -92,6 +92,12 @@ bench-net: build guest lab ## measure how guests exchange data, beside QEMU's on
 	done
 	@go run ./integration/bench/plot build/bench/net.json
 
+.PHONY: test-folder
+test-folder: build guest lab ## try POSIX and load on a shared folder, in a guest, in the lab: some ten minutes
+	@scripts/debian stress
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/posix ./integration/guest/posix
+	@timeout -k 20 2400 bin/disco lab --steady --nodes 1 --cpus 2 --memory 4G $(ARGS) -- scripts/posix-folder build/guest/posix build/guest/stress
+
 .PHONY: soak-memory
 soak-memory: tiny ## ten million checked writes while pages move and are copied: minutes
 	@DISCO_COHERENCE_WRITES=10000000 go test -v -count=1 -timeout 30m -run '^TestKVMCoherence$$' ./integration

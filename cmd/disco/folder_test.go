@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"disco/control"
 	"disco/vmm"
 )
 
@@ -65,4 +66,18 @@ func FuzzParseFolder(f *testing.F) {
 			t.Errorf("%q is %+v, written %q, read again %+v", s, got, formatFolder(got), again)
 		}
 	})
+}
+
+func TestPrintFolders(t *testing.T) {
+	var b strings.Builder
+	if printFolders(&b, 7, nil) || b.Len() > 0 {
+		t.Errorf("of no folders it prints %q", b.String())
+	}
+	printFolders(&b, 7, []control.Folder{{Guest: "web-1", Tag: "src", Requests: 12, Read: 2048, Written: 1024, Mapped: 6 << 20, Common: 4 << 20, Nodes: 5, Open: 1}})
+	want := "shared folders of process 7:\n" +
+		"  GUEST  FOLDER  REQUESTS  READ  WRITTEN  IN WINDOW  IN COMMON  FILES  OPEN\n" +
+		"  web-1  src     12        2KiB  1KiB     6MiB       4MiB       5      1\n"
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
 }
