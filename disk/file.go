@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxVectors bounds the buffers of one system call; more take several calls.
-const maxVectors = 128
+// maxVectors bounds the buffers of one system call, which are as many as a request
+// of a virtio disk has; more take several calls.
+const maxVectors = 256
 
 // file is a regular file or a block device that holds an image, locked. Its methods
 // but close may be called from many goroutines. None allocates unless it fails.
@@ -145,8 +146,11 @@ var errEnd = errors.New("the end of the file")
 // how many it did.
 func (f *file) transfer(trap uintptr, bufs [][]byte, off, n int64) (done int64, err error) {
 	c := f.calls.Get().(*call)
-	defer f.calls.Put(c)
-	defer clear(c.vectors[:])
+	used := 0 // of c.vectors
+	defer func() {
+		clear(c.vectors[:used])
+		f.calls.Put(c)
+	}()
 	skip := 0 // bytes of bufs[0] already moved
 	for done < n {
 		count, aligned := 0, f.aligned(uintptr(off))
@@ -165,6 +169,7 @@ func (f *file) transfer(trap uintptr, bufs [][]byte, off, n int64) (done int64, 
 			aligned = aligned && f.aligned(uintptr(unsafe.Pointer(c.vectors[count].Base))|uintptr(len(b)))
 			count++
 		}
+		used = max(used, count)
 		fd := f.fd
 		if aligned {
 			fd = f.direct
