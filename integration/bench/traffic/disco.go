@@ -106,11 +106,24 @@ func (h *discoHost) carried() (carried, error) {
 			c.Delivered += p.Received.Bytes
 			c.Copied += p.Copied
 			c.Mapped += p.Mapped.Bytes
+			for why, n := range p.CopiedBy {
+				c.by(why, n)
+			}
 		}
 	}
 	return c, nil
 }
 
+// lent takes the server's Shared pages for those of its page cache: it has no other,
+// but for some that its client has sent.
+func (h *discoHost) lent() (lent, held uint64) {
+	if s := h.guests[0].Space(); s != nil {
+		lent = s.Stats().SharedPages * pageSize
+	}
+	return lent, h.monitor.CacheStats().Pages * pageSize
+}
+
+// memory is what this process has of the machine's.
 func (h *discoHost) memory() (uint64, error) {
 	debug.FreeOSMemory() // what this program has used to get here is not the monitor's
 	files, err := resident.Memfds()

@@ -17,19 +17,22 @@ import (
 type FilesRow struct {
 	Reading Reading `json:"reading"`
 	Readers int     `json:"readers"`
-	Bytes   uint64  `json:"bytes"` // of the file
-	// Memory is what the machine uses for them, in bytes: what the process had more
-	// when all had read than before, and what was there for it already: the host's
-	// page cache of the folder, or the server's.
-	Memory  int64   `json:"memory"`
-	Host    uint64  `json:"host"`    // of Memory, the host's page cache
-	Cached  uint64  `json:"cached"`  // of all guests' own page caches, by their kernels
+	Bytes   uint64  `json:"bytes"`   // of the file
+	Host    uint64  `json:"host"`    // of the file, in the host's page cache
+	Server  int64   `json:"server"`  // in the server's page cache and the monitor's buffer cache
+	Cached  uint64  `json:"cached"`  // in the readers' page caches, by their kernels
+	Grown   int64   `json:"grown"`   // what the monitor's process had more when all had read than before
 	Seconds float64 `json:"seconds"` // of the slowest, by its clock
 	carried
 }
 
+// Memory is what of the machine's memory the file took, in bytes. What the readers'
+// kernels count and what their process had more is the same, but for memory that they
+// had before: the greater is taken.
+func (r *FilesRow) Memory() int64 { return int64(r.Host) + r.Server + max(int64(r.Cached), r.Grown) }
+
 // Factor is how often the file is there.
-func (r *FilesRow) Factor() float64 { return float64(r.Memory) / float64(r.Bytes) }
+func (r *FilesRow) Factor() float64 { return float64(r.Memory()) / float64(r.Bytes) }
 
 // folderTag is the name that guests mount the shared folder by.
 const folderTag = "bench"
@@ -49,7 +52,7 @@ func (o *Options) readers(ctx context.Context, how Reading) (row *FilesRow, err 
 		if err != nil {
 			return nil, err
 		}
-		row.Memory = int64(c.file * FileSize)
+		row.Server = int64(c.file * FileSize)
 		watched, stop := watch(ctx, server)
 		defer stop()
 		ctx = watched
@@ -80,14 +83,13 @@ func (o *Options) readers(ctx context.Context, how Reading) (row *FilesRow, err 
 		if row.Host, err = resident.Cached(filepath.Join(dir, fileName)); err != nil {
 			return nil, err
 		}
-		row.Memory += int64(row.Host)
 	}
 	o.say("%s: %d guests, %.2f × the file in machine memory, %.1f s", how, row.Readers, row.Factor(), row.Seconds)
 	return row, nil
 }
 
 // read has the guests read, once all are there, and counts.
-func (r *FilesRow) read(ctx context.Context, h host, guests []*running) error {
+func (r *FilesRow) read(ctx context.Context, h *discoHost, guests []*running) error {
 	var cached uint64 // before
 	for _, g := range guests {
 		e, err := g.await(ctx, "files", "ready")
@@ -136,7 +138,7 @@ func (r *FilesRow) read(ctx context.Context, h host, guests []*running) error {
 		return err
 	}
 	r.carried = ended.since(began)
-	r.Memory += int64(after) - int64(before)
+	r.Grown = int64(after) - int64(before)
 	return nil
 }
 

@@ -14,8 +14,9 @@ type host interface {
 	start(name, words string, server bool) (*running, error)
 	// carried is what was carried so far.
 	carried() (carried, error)
-	// memory is what the guests and their monitors have of the machine's, in bytes.
-	memory() (uint64, error)
+	// lent is how many bytes of the server's page cache are not its own but the
+	// monitor's buffer cache's, and held how many that has.
+	lent() (lent, held uint64)
 	// close ends the guests, and frees all.
 	close() error
 }
@@ -25,10 +26,25 @@ type carried struct {
 	Delivered uint64 `json:"delivered"` // to guests
 	Copied    uint64 `json:"copied"`    // by who carries them, once for each time
 	Mapped    uint64 `json:"mapped"`    // instead
+	// CopiedBy is Copied by the segment's reason.
+	CopiedBy map[string]uint64 `json:"copied_by,omitempty"`
 }
 
 func (c carried) since(before carried) carried {
-	return carried{c.Delivered - before.Delivered, c.Copied - before.Copied, c.Mapped - before.Mapped}
+	d := carried{Delivered: c.Delivered - before.Delivered, Copied: c.Copied - before.Copied, Mapped: c.Mapped - before.Mapped}
+	for why, n := range c.CopiedBy {
+		if n -= before.CopiedBy[why]; n > 0 {
+			d.by(why, n)
+		}
+	}
+	return d
+}
+
+func (c *carried) by(why string, n uint64) {
+	if c.CopiedBy == nil {
+		c.CopiedBy = map[string]uint64{}
+	}
+	c.CopiedBy[why] += n
 }
 
 // running is a guest that was started.

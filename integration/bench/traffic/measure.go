@@ -18,8 +18,8 @@ type Row struct {
 	Seconds float64 `json:"seconds"` // by the client's clock
 	carried
 	Exits *exits.Exits `json:"exits"` // of both guests
-	// Memory is what the machine used more for the data, at the server when it came
-	// to have them and at the client meanwhile, in bytes; of the first round only.
+	// Memory is what of the machine's holds the data, in bytes: page caches, as the
+	// guests' kernels count them, and the monitor's; of the first round only.
 	Memory *int64 `json:"memory,omitempty"`
 }
 
@@ -85,8 +85,7 @@ func watch(ctx context.Context, g *running) (_ context.Context, stop func()) {
 	}
 }
 
-// costs is how much memory the machine uses for the server's data, per byte of
-// them.
+// costs is how much memory holds the server's data, per byte of them.
 type costs struct{ file, ram float64 }
 
 // serve starts the server and waits until it serves.
@@ -96,18 +95,22 @@ func (o *Options) serve(ctx context.Context, h host) (*running, costs, error) {
 	if err != nil {
 		return nil, c, err
 	}
-	var at [3]uint64
+	var at [3]int64
 	for i, stage := range []string{"up", "warm", "serving"} {
-		if _, err := g.await(ctx, "net", stage); err != nil {
+		e, err := g.await(ctx, "net", stage)
+		if err != nil {
 			return nil, c, err
 		}
-		if at[i], err = h.memory(); err != nil {
-			return nil, c, err
+		cached, err := e.number("cached")
+		if err != nil {
+			return nil, c, g.lost(err)
 		}
+		lent, held := h.lent()
+		at[i] = int64(cached) - int64(lent) + int64(held)
 	}
-	c.file = (float64(at[1]) - float64(at[0])) / FileSize
-	c.ram = (float64(at[2]) - float64(at[1])) / float64(o.Bytes)
-	o.say("server: %.2f machine bytes for each of its file, %.2f for each of the file in memory", c.file, c.ram)
+	c.file = float64(at[1]-at[0]) / FileSize
+	c.ram = float64(at[2]-at[1]) / float64(o.Bytes)
+	o.say("server: %.2f bytes of memory for each of its file, %.2f for each of the file in memory", c.file, c.ram)
 	return g, c, nil
 }
 
@@ -120,14 +123,14 @@ type follower struct {
 	costs    costs
 
 	rows   []Row
-	memory uint64 // before the way
+	cached uint64 // by the client, before the way
 	before carried
 }
 
 func (f *follower) heed(e event) (err error) {
 	switch e["net"] {
 	case "way":
-		f.memory, err = f.host.memory()
+		f.cached, err = e.number("cached")
 	case "begin":
 		if f.before, err = f.host.carried(); err == nil {
 			err = f.counters.Reset()
@@ -158,15 +161,15 @@ func (f *follower) end(e event) error {
 	}
 	r.Seconds = float64(nanos) / 1e9
 	if r.Round == 0 && r.Way != Echo {
-		after, err := f.host.memory()
+		cached, err := e.number("cached")
 		if err != nil {
 			return err
 		}
-		m := int64(after) - int64(f.memory) + int64(f.costs.of(r.Way)*float64(r.Bytes))
+		m := int64(cached) - int64(f.cached) + int64(f.costs.of(r.Way)*float64(r.Bytes))
 		r.Memory = &m
 	}
 	f.rows = append(f.rows, r)
-	f.o.say("%-6s %-8s %8.1f %s, %.3f copies and %.3f mapped, %s%s", r.Program, r.Way, r.rate(), r.Way.unit(), r.copies(), r.mapped(), size(r.Memory), r.Exits.Brief())
+	f.o.say("%-6s %-8s %8.1f %s, %.3f copies %v and %.3f mapped, %s%s", r.Program, r.Way, r.rate(), r.Way.unit(), r.copies(), r.CopiedBy, r.mapped(), size(r.Memory), r.Exits.Brief())
 	return nil
 }
 
@@ -210,5 +213,5 @@ func size(n *int64) string {
 	if n == nil {
 		return ""
 	}
-	return fmt.Sprintf("%.1f MiB more", float64(*n)/(1<<20))
+	return fmt.Sprintf("%.1f MiB of memory", float64(*n)/(1<<20))
 }

@@ -1,15 +1,12 @@
 package traffic
 
 import (
-	"errors"
 	"fmt"
 	"os/exec"
 	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"disco/integration/bench/resident"
 )
 
 // qemuHost is a QEMU for each guest.
@@ -77,28 +74,14 @@ func (h *qemuHost) carried() (carried, error) {
 	return h.bridge.carried(2)
 }
 
-// memory leaves out the host's page cache, in which the disk's file is once more.
-func (h *qemuHost) memory() (uint64, error) {
-	total := uint64(0)
-	for i, p := range h.processes {
-		select {
-		case <-h.ended[i]:
-			continue
-		default:
-		}
-		m, err := resident.Rollup(strconv.Itoa(p.Process.Pid))
-		if err != nil {
-			return 0, err
-		}
-		total += m["Pss"]
-	}
-	return total, nil
-}
+// lent is nothing. The host's page cache, in which the disk's file is once more, is
+// not counted.
+func (h *qemuHost) lent() (lent, held uint64) { return 0, 0 }
 
 func (h *qemuHost) close() error {
 	for i, p := range h.processes {
 		_ = unix.Kill(-p.Process.Pid, unix.SIGKILL) // it may have ended
 		<-h.ended[i]
 	}
-	return errors.Join(h.bridge.close())
+	return h.bridge.close()
 }

@@ -173,7 +173,7 @@ func (r *Results) Print(w io.Writer) error {
 	if len(r.Files) > 0 {
 		fmt.Fprintln(t, "\nread by\tguests\tfile\tmachine memory\t× the file\tguests' page caches\ttime\tcopied\tmapped\t")
 		for _, f := range r.Files {
-			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%.2f\t%s\t%.1f s\t%s\t%s\t\n", f.Reading, f.Readers, mib(f.Bytes), mib(uint64(max(0, f.Memory))), f.Factor(),
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%.2f\t%s\t%.1f s\t%s\t%s\t\n", f.Reading, f.Readers, mib(f.Bytes), mib(uint64(max(0, f.Memory()))), f.Factor(),
 				mib(f.Cached), f.Seconds, mib(f.Copied), mib(f.Mapped))
 		}
 		if err := t.Flush(); err != nil {

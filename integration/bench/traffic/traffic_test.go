@@ -119,7 +119,7 @@ func sample() *Results {
 			r.Rows = append(r.Rows, again)
 		}
 	}
-	r.Files = []*FilesRow{{Reading: ByNFS, Readers: 4, Bytes: 100, Memory: 600}, {Reading: ByDAX, Readers: 4, Bytes: 1000, Memory: 1019}}
+	r.Files = []*FilesRow{{Reading: ByNFS, Readers: 4, Bytes: 100, Server: 200, Cached: 400}, {Reading: ByDAX, Readers: 4, Bytes: 1000, Host: 1000, Grown: 19}}
 	return r
 }
 
@@ -163,7 +163,7 @@ func TestPromises(t *testing.T) {
 				}
 			}
 		},
-		"by DAX": func(r *Results) { r.Files[1].Memory = 979 },
+		"by DAX": func(r *Results) { r.Files[1].Host = 960 },
 	}
 	for name, spoil := range worse {
 		r := sample()

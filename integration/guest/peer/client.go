@@ -32,8 +32,6 @@ const (
 	// still is how long nothing happens before and after what is measured, so that
 	// what the host counts between two lines is that and little else.
 	still = 300 * time.Millisecond
-	// look is how long nothing happens when the host looks at memory.
-	look = time.Second
 )
 
 // client is what takes data from the server.
@@ -107,8 +105,9 @@ func (c *client) take(way string, rounds int) error {
 			return errors.New("there is no such way")
 		}
 	}
-	solo.Say("net=way way=%s", way)
-	time.Sleep(look)
+	if err := sayCached("net=way way=" + way); err != nil {
+		return err
+	}
 	if _, err := run(max(1, n/8)); err != nil {
 		return err
 	}
@@ -125,8 +124,10 @@ func (c *client) take(way string, rounds int) error {
 			return err
 		}
 		time.Sleep(still)
-		solo.Say("net=end way=%s round=%d ops=%d bytes=%d nanos=%d", way, round, n, got, took.Nanoseconds())
-		time.Sleep(look)
+		line := fmt.Sprintf("net=end way=%s round=%d ops=%d bytes=%d nanos=%d", way, round, n, got, took.Nanoseconds())
+		if err := sayCached(line); err != nil {
+			return err
+		}
 	}
 	return nil
 }

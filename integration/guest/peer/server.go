@@ -54,8 +54,9 @@ func serve(w solo.Words) error {
 	if err := mountExport(w.Text("rw", "") == "1"); err != nil {
 		return err
 	}
-	solo.Say("net=up")
-	time.Sleep(look)
+	if err := sayCached("net=up"); err != nil {
+		return err
+	}
 	data, err := os.Open(dataFile)
 	if err != nil {
 		return err
@@ -65,8 +66,9 @@ func serve(w solo.Words) error {
 	if err != nil {
 		return err
 	}
-	solo.Say("net=warm file=%d", warmed)
-	time.Sleep(look)
+	if err := sayCached(fmt.Sprintf("net=warm file=%d", warmed)); err != nil {
+		return err
+	}
 	ram, err := fillRAM(bytes)
 	if err != nil {
 		return err
@@ -83,7 +85,9 @@ func serve(w solo.Words) error {
 	if err != nil {
 		return err
 	}
-	solo.Say("net=serving ram=%d", bytes)
+	if err := sayCached(fmt.Sprintf("net=serving ram=%d", bytes)); err != nil {
+		return err
+	}
 	left, failed := make(chan bool), make(chan error, 1)
 	go func() { failed <- acceptAll(s, data, ram, left) }()
 	for range clients {
@@ -94,6 +98,17 @@ func serve(w solo.Words) error {
 		}
 	}
 	solo.Say("net=left")
+	return nil
+}
+
+// sayCached says a line, and how much is in the page cache.
+func sayCached(line string) error {
+	m, err := solo.Memory()
+	if err != nil {
+		return err
+	}
+	solo.Say("%s cached=%d", line, m["Cached"])
+	time.Sleep(still) // for the host to look
 	return nil
 }
 
