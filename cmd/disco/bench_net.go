@@ -114,7 +114,7 @@ func (b *benchNet) run(ctx context.Context) error {
 			return err
 		}
 	}
-	b.o.Keep = func(r *traffic.Results) error { return r.Result(b.setting()).Write(b.out + ".json") }
+	b.o.Keep = func(r *traffic.Results) error { return r.Result(b.setting(r)).Write(b.out + ".json") }
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	results, err := traffic.Benchmark(ctx, b.o)
@@ -139,8 +139,8 @@ func (b *benchNet) artefacts() error {
 	return errors.Join(a.missing...)
 }
 
-func (b *benchNet) setting() string {
-	setting := fmt.Sprintf("Guests with 1 CPU and %s, on one network; %s in each round of a stream", formatSize(b.o.Memory), formatSize(b.bytes))
+func (b *benchNet) setting(r *traffic.Results) string {
+	setting := fmt.Sprintf("Guests with 1 CPU and %s, on one network; %s in each round of a stream", formatSize(r.Memory), formatSize(uint64(r.Bytes)))
 	if b.o.Emulated {
 		setting += "\nIn the lab, whose CPUs are emulated: rates say nothing but by their ratios; counts and memory mean what they say."
 	}
@@ -149,13 +149,13 @@ func (b *benchNet) setting() string {
 
 // report prints the results and writes the file.
 func (b *benchNet) report(r *traffic.Results) error {
-	fmt.Fprintln(b.stdout, b.setting())
+	fmt.Fprintln(b.stdout, b.setting(r))
 	fmt.Fprintln(b.stdout)
 	if err := r.Print(b.stdout); err != nil {
 		return err
 	}
 	fmt.Fprintln(b.stdout)
-	res := r.Result(b.setting())
+	res := r.Result(b.setting(r))
 	if err := res.PrintPromises(b.stdout); err != nil {
 		return err
 	}

@@ -12,7 +12,8 @@ import (
 
 // Results are the runs of one benchmark.
 type Results struct {
-	Bytes     int         `json:"bytes"`
+	Memory    uint64      `json:"memory"` // of each guest, in bytes
+	Bytes     int         `json:"bytes"`  // of each round of a stream
 	Exchanges int         `json:"exchanges"`
 	Readers   int         `json:"readers"`
 	Rows      []Row       `json:"rows"`

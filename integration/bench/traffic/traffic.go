@@ -182,9 +182,9 @@ func Benchmark(ctx context.Context, o Options) (*Results, error) {
 		return nil, err
 	}
 	defer counters.Close()
-	r := &Results{Bytes: o.Bytes, Exchanges: o.Exchanges, Readers: o.Readers}
-	if o.Resume != nil && o.Resume.Bytes == r.Bytes && o.Resume.Exchanges == r.Exchanges && o.Resume.Readers == r.Readers {
-		r = o.Resume
+	r := &Results{Memory: o.Memory, Bytes: o.Bytes, Exchanges: o.Exchanges, Readers: o.Readers}
+	if was := o.Resume; was != nil && was.Memory == r.Memory && was.Bytes == r.Bytes && was.Exchanges == r.Exchanges && was.Readers == r.Readers {
+		r = was
 		r.Retried = append(r.Retried, "what ran the benchmark came to an end; gone on with what there was")
 	}
 	var failed []error
