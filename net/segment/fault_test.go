@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"disco/memory"
 	"disco/memory/arena"
@@ -386,6 +387,83 @@ func FuzzSend(f *testing.F) {
 		}
 		if err := errors.Join(one.drv.Failed(), two.drv.Failed(), plain.drv.Failed()); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzRings has a guest make any descriptors available, to be sent and to be
+// filled: its device may stop, and the others go on.
+func FuzzRings(f *testing.F) {
+	entry := func(where, n, flags, next byte) []byte { return []byte{where, n, flags, next} }
+	f.Add(bytes.Join([][]byte{entry(1, 2, 1, 1), entry(3, 200, 0, 0)}, nil), bytes.Join([][]byte{entry(8, 255, 2, 0), entry(9, 255, 2, 0)}, nil))
+	f.Add(entry(0, 0, 1, 0), entry(255, 255, 3, 0))
+	f.Add(entry(200, 1, 4, 0), entry(4, 0, 2, 0))
+	f.Add(bytes.Repeat(entry(5, 60, 3, 0), 20), bytes.Repeat(entry(16, 16, 2, 0), 40))
+	s, err := segment.New(segment.Config{Name: "fuzz", Patience: 5 * time.Millisecond})
+	if err != nil {
+		f.Fatal(err)
+	}
+	a := pool(unhelped{f}, 16)
+	two := plug(unhelped{f}, s, 2, segment.PortConfig{Map: segment.MapAlways}, virtiotest.Options{})
+	if err := two.space.Share(5120, memory.Run{Arena: a, Page: 0, N: 16}); err != nil {
+		f.Fatal(err)
+	}
+	pins, at := two.space.Pins(), two.drv.Alloc(page)
+	f.Fuzz(func(t *testing.T, sent, filled []byte) {
+		if len(sent) > 4*64 || len(filled) > 4*64 {
+			return
+		}
+		one := plug(t, s, 1, segment.PortConfig{Map: segment.MapAlways, Trusted: true}, virtiotest.Options{Size: 64})
+		if err := one.space.Share(64, memory.Run{Arena: a, Page: 0, N: 16}); err != nil {
+			t.Fatal(err)
+		}
+		one.drv.Put(0x8000, append(make([]byte, frame.HeaderLen), tcp4(two.mac, one.mac, 4000)...))
+		put := func(r *virtiotest.Ring, b []byte) (i int) {
+			for ; len(b) >= 4; b = b[4:] {
+				// Around what means something, in and out of RAM.
+				d := virtiotest.Descriptor{Addr: memory.GPA(b[0]) * 0x800, Len: uint32(b[1]) * 16, Flags: uint16(b[2]) & 7, Next: uint16(b[3])}
+				if b[0] > 250 {
+					d.Addr, d.Len = 32<<20-memory.GPA(b[1]), uint32(b[2])<<24
+				}
+				one.drv.PutDescriptor(r.Desc, i, d)
+				i++
+			}
+			for head := range i {
+				r.Offer(uint16(head))
+			}
+			r.Queue.Kick()
+			return i
+		}
+		for two.rx.Free() > 0 {
+			two.rx.Add(nil, []int{page})
+		}
+		two.rx.Kick()
+		put(one.rx, filled)
+		n := put(one.tx, sent)
+		eventually(t, "all is sent, or the device has stopped", func() bool {
+			var used [2]byte
+			if err := one.space.ReadAt(used[:], one.tx.Used+2); err != nil {
+				t.Fatal(err)
+			}
+			return int(used[0]) == n || one.drv.Failed() != nil
+		})
+		head := append(make([]byte, frame.HeaderLen), tcp4(one.mac, two.mac, 10*page)...)
+		tso.Put(head)
+		two.drv.Put(at, head)
+		two.tx.AddRaw(virtiotest.Descriptor{Addr: at, Len: uint32(len(head))}, virtiotest.Descriptor{Addr: 5120 * page, Len: 10 * page})
+		two.tx.Kick()
+		one.unplug() // nothing waits for it any more
+		two.tx.Wait()
+		for {
+			if _, ok := two.rx.Take(); !ok {
+				break
+			}
+		}
+		if err := two.drv.Failed(); err != nil {
+			t.Fatal(err)
+		}
+		if n := two.space.Pins(); n != pins {
+			t.Fatalf("%d pins, %d at first", n, pins)
 		}
 	})
 }

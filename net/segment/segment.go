@@ -24,7 +24,8 @@
 // Not done here: multicast snooping (groups are flooded, and guests filter), VLANs
 // (tags are carried), spanning trees (there are no loops: ends are not bridges,
 // but for uplinks), guards for IPv6's neighbour discovery and for IP sources,
-// fragmentation.
+// fragmentation, and a choice of where a copy runs: the sender's worker makes it,
+// on whatever node that is.
 package segment
 
 import (
