@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"disco/integration/guest/solo"
 )
 
 const (
@@ -40,16 +42,16 @@ var patterns = []pattern{
 
 // disk measures each pattern. The host looks at its counters when it reads the
 // lines that begin and end one.
-func disk(w words) error {
-	ops, err := w.number("ops", 2000)
+func disk(w solo.Words) error {
+	ops, err := w.Number("ops", 2000)
 	if err != nil {
 		return err
 	}
-	threads, err := w.number("threads", runtime.NumCPU())
+	threads, err := w.Number("threads", runtime.NumCPU())
 	if err != nil {
 		return err
 	}
-	if err := await(scratch); err != nil {
+	if err := solo.Await(scratch); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(scratch, os.O_RDWR|unix.O_DIRECT, 0)
@@ -61,26 +63,26 @@ func disk(w words) error {
 	if err != nil {
 		return err
 	}
-	say("disk=up bytes=%d threads=%d", size, threads)
+	solo.Say("disk=up bytes=%d threads=%d", size, threads)
 	// Everything is there once before anything is measured: no holes on the host.
 	if err := fill(int(f.Fd()), size); err != nil {
 		return err
 	}
-	say("disk=filled")
+	solo.Say("disk=filled")
 	// Each pattern more than once: what else the host does comes and goes.
 	for k := range rounds * len(patterns) {
 		p := patterns[k%len(patterns)]
 		time.Sleep(still)
-		say("disk=begin pattern=%s", p.name)
+		solo.Say("disk=begin pattern=%s", p.name)
 		time.Sleep(still)
 		n, took, err := p.run(int(f.Fd()), size, ops/rounds, threads)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		time.Sleep(still)
-		say("disk=end pattern=%s ops=%d bytes=%d nanos=%d", p.name, n, n*p.size, took.Nanoseconds())
+		solo.Say("disk=end pattern=%s ops=%d bytes=%d nanos=%d", p.name, n, n*p.size, took.Nanoseconds())
 	}
-	say("disk=done")
+	solo.Say("disk=done")
 	return nil
 }
 

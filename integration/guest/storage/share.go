@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"disco/integration/guest/solo"
 )
 
 const (
@@ -26,8 +28,8 @@ const (
 
 // share reads, works, says how much memory the kernel thinks is used, and halts with
 // all of that still in its page cache.
-func share(w words) error {
-	if err := await(rootDisk); err != nil {
+func share(w solo.Words) error {
+	if err := solo.Await(rootDisk); err != nil {
 		return err
 	}
 	// Requests cost most of the time of an emulated host.
@@ -37,30 +39,30 @@ func share(w words) error {
 	if err := unix.Mount(rootDisk, root, "ext4", unix.MS_RDONLY|unix.MS_NOATIME, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", rootDisk, err)
 	}
-	before, err := memory()
+	before, err := solo.Memory()
 	if err != nil {
 		return err
 	}
-	say("share=up cached=%d buffers=%d", before["Cached"], before["Buffers"])
+	solo.Say("share=up cached=%d buffers=%d", before["Cached"], before["Buffers"])
 	s := &sum{}
-	for _, dir := range strings.Split(w.text("read", "/usr"), ",") {
+	for _, dir := range strings.Split(w.Text("read", "/usr"), ",") {
 		if err := s.tree(filepath.Join(root, dir)); err != nil {
 			return err
 		}
 	}
-	say("share=read files=%d bytes=%d sum=%016x", s.files, s.bytes, s.state)
-	did, err := work(w.text("job", "query"))
+	solo.Say("share=read files=%d bytes=%d sum=%016x", s.files, s.bytes, s.state)
+	did, err := work(w.Text("job", "query"))
 	if err != nil {
 		return err
 	}
-	say("share=job bytes=%d sum=%016x", did.bytes, did.state)
-	m, err := memory()
+	solo.Say("share=job bytes=%d sum=%016x", did.bytes, did.state)
+	m, err := solo.Memory()
 	if err != nil {
 		return err
 	}
-	say("share=memory total=%d free=%d cached=%d buffers=%d anonymous=%d slab=%d",
+	solo.Say("share=memory total=%d free=%d cached=%d buffers=%d anonymous=%d slab=%d",
 		m["MemTotal"], m["MemFree"], m["Cached"], m["Buffers"], m["AnonPages"], m["Slab"])
-	say("share=done")
+	solo.Say("share=done")
 	// A halted kernel keeps its memory, and takes no time from guests that still work.
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_HALT)
 }
@@ -131,26 +133,6 @@ func (s *sum) file(path string) error {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
-}
-
-// memory is /proc/meminfo, in bytes.
-func memory() (map[string]uint64, error) {
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return nil, err
-	}
-	m := map[string]uint64{}
-	for line := range strings.Lines(string(b)) {
-		name, rest, _ := strings.Cut(line, ":")
-		if f := strings.Fields(rest); len(f) == 2 {
-			n, err := strconv.ParseUint(f[0], 10, 64)
-			if err != nil {
-				return nil, err
-			}
-			m[name] = n << 10
-		}
-	}
-	return m, nil
 }
 
 // work does a job in the root filesystem, in parallel, and sums up what it makes.
