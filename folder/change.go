@@ -191,19 +191,23 @@ func (f *Folder) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOu
 	if f.cfg.ReadOnly {
 		return fuse.EROFS
 	}
+	out.SetTimeout(freshness)
+	if in.Valid&fuse.FATTR_FH != 0 {
+		if h, err := f.files.use(in.Fh); err == nil {
+			defer h.users.Done()
+			return status(f.change(h.fd, h.fd, in, out))
+		}
+	}
 	n, fd, err := f.nodes.use(in.NodeId)
 	if err != nil {
 		return status(err)
 	}
 	defer f.nodes.done(n)
-	if err := f.change(fd, in); err != nil {
-		return status(err)
-	}
-	out.SetTimeout(freshness)
-	return status(f.describe(fd, &out.Attr))
+	return status(f.change(fd, -1, in, out))
 }
 
-func (f *Folder) change(fd int, in *fuse.SetAttrIn) error {
+// change changes the file behind fd, which open is too if it is open.
+func (f *Folder) change(fd, open int, in *fuse.SetAttrIn, out *fuse.AttrOut) error {
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
 		uid, gid := -1, -1
 		if in.Valid&fuse.FATTR_UID != 0 {
@@ -222,18 +226,20 @@ func (f *Folder) change(fd int, in *fuse.SetAttrIn) error {
 		}
 	}
 	if in.Valid&fuse.FATTR_SIZE != 0 {
-		if err := f.truncate(fd, in); err != nil {
+		if err := f.truncate(fd, open, in.Size); err != nil {
 			return err
 		}
 	}
-	if in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_MTIME) == 0 {
-		return nil
+	if in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_MTIME) != 0 {
+		times := []unix.Timespec{
+			stamp(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
+			stamp(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
+		}
+		if err := unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
 	}
-	times := []unix.Timespec{
-		stamp(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
-		stamp(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
-	}
-	return unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
+	return f.describe(fd, &out.Attr)
 }
 
 // stamp is one time as utimensat has it.
@@ -247,20 +253,16 @@ func stamp(valid, given, now uint32, sec uint64, ns uint32) unix.Timespec {
 	return unix.Timespec{Sec: int64(sec), Nsec: int64(ns)}
 }
 
-func (f *Folder) truncate(fd int, in *fuse.SetAttrIn) error {
-	if in.Size > 1<<63-1 {
+func (f *Folder) truncate(fd, open int, size uint64) error {
+	if size > 1<<63-1 {
 		return unix.EFBIG
 	}
-	if in.Valid&fuse.FATTR_FH != 0 {
-		if h, err := f.files.use(in.Fh); err == nil {
-			defer h.users.Done()
-			return unix.Ftruncate(h.fd, int64(in.Size))
+	if open < 0 {
+		var err error
+		if open, err = f.reopen(fd, unix.S_IFREG, unix.O_WRONLY); err != nil {
+			return err
 		}
+		defer unix.Close(open)
 	}
-	opened, err := f.reopen(fd, unix.S_IFREG, unix.O_WRONLY)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(opened)
-	return unix.Ftruncate(opened, int64(in.Size))
+	return unix.Ftruncate(open, int64(size))
 }

@@ -16,9 +16,8 @@ type owner struct{ uid, gid uint32 }
 // guest's process, and the ids that the new file gets. The thread ends with it, so
 // no other code ever runs with them. It begins with the first file.
 type clerk struct {
-	mu     sync.Mutex // one file at a time
-	work   chan func(*scribe)
-	chosen bool // whether owners can be chosen; settled when work is not nil
+	mu   sync.Mutex // one file at a time
+	work chan func(*scribe)
 }
 
 // scribe is what a clerk's thread knows.

@@ -339,10 +339,7 @@ func TestRacingRenames(t *testing.T) {
 	}
 	write(t, filepath.Join(top, "outside/file"), "outside")
 	g := serve(t, Config{Path: root, Cached: 1})
-	rounds := 3000
-	if testing.Short() {
-		rounds = 300
-	}
+	const rounds = 500
 	var done atomic.Bool
 	var attackers, walkers sync.WaitGroup
 	link, real, away := filepath.Join(root, "link"), filepath.Join(root, "a"), filepath.Join(top, "away")

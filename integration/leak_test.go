@@ -151,6 +151,7 @@ func equip(t testing.TB, cfg *vmm.Config) {
 		cfg.Disks = append(cfg.Disks, d)
 	}
 	cfg.Nets = []vmm.Net{{Kind: vmm.NetUser}, {Kind: vmm.NetSegment, Segment: "lan0"}}
+	cfg.Folders = []vmm.Folder{{Path: dir, Tag: "shared", Window: 16 << 20}}
 	cfg.Vsock = filepath.Join(dir, "vsock")
 	cfg.Console = vmm.ConsoleVirtio
 }
