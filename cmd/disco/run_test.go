@@ -291,6 +291,47 @@ func TestSignals(t *testing.T) {
 	})
 }
 
+// TestBrokenPipes: a connection whose other end is gone is no reason to end, and a
+// console that nobody reads is one.
+func TestBrokenPipes(t *testing.T) {
+	pipe := func() (r, w *os.File) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close(); w.Close() })
+		return r, w
+	}
+	write := func(f *os.File) {
+		if _, err := f.Write([]byte("x")); !errors.Is(err, unix.EPIPE) {
+			t.Errorf("writing to nobody: %v", err)
+		}
+	}
+	w := newWorld(t)
+	_, w.stdout = pipe()
+	w.guest.waits = true
+	w.guest.during = func(*fakeGuest) {
+		r, gone := pipe()
+		r.Close()
+		write(gone)
+		if err := unix.Kill(os.Getpid(), unix.SIGTERM); err != nil {
+			t.Error(err)
+		}
+	}
+	if code := w.disco("run", "--cpus", "1"); code != 0 || !strings.Contains(w.err.String(), "terminated: the power button") || strings.Contains(w.err.String(), "pipe") {
+		t.Errorf("exit code %d: %s", code, &w.err)
+	}
+	w = newWorld(t)
+	r, console := pipe()
+	r.Close()
+	w.stdout = console
+	w.guest.waits = true
+	w.guest.during = func(*fakeGuest) { write(console) }
+	if code := w.disco("run", "--cpus", "1"); code != 0 || !w.guest.asked || !strings.Contains(w.err.String(), "broken pipe: the power button") {
+		t.Errorf("exit code %d, asked %v: %s", code, w.guest.asked, &w.err)
+	}
+}
+
 func TestDefaultGuest(t *testing.T) {
 	root := t.TempDir()
 	put := func(dirs ...string) string {

@@ -85,8 +85,9 @@ func (r *run) session(ctx context.Context) (o vmm.Outcome, report vmm.Report, er
 	return o, report, err
 }
 
-// endingSignals end a guest. SIGPIPE comes when nobody reads its console.
-var endingSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE}
+// endingSignals end a guest. SIGPIPE does when nobody reads its console any more; it
+// comes for every connection as well whose other end is gone when it is written to.
+var endingSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}
 
 // watchSignals cancels the context it returns at the first signal, which has
 // the power button pressed, and calls kill at the second, until stop.
@@ -94,16 +95,27 @@ func (w *world) watchSignals(ctx context.Context, says string, kill func(reason 
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, endingSignals...)
+	pipes := make(chan os.Signal, 1)
+	signal.Notify(pipes, unix.SIGPIPE)
 	done := make(chan struct{})
 	go func() {
-		for first := true; ; first = false {
+		first := true
+		end := func(s os.Signal) {
+			if first {
+				fmt.Fprintf(w.stderr, "disco: %v: %s\n", s, says)
+				cancel()
+			} else {
+				kill(fmt.Sprintf("killed by a second signal (%v)", s))
+			}
+			first = false
+		}
+		for {
 			select {
 			case s := <-signals:
-				if first {
-					fmt.Fprintf(w.stderr, "disco: %v: %s\n", s, says)
-					cancel()
-				} else {
-					kill(fmt.Sprintf("killed by a second signal (%v)", s))
+				end(s)
+			case s := <-pipes:
+				if unread(w.stdout) || unread(w.stderr) {
+					end(s)
 				}
 			case <-done:
 				return
@@ -112,9 +124,29 @@ func (w *world) watchSignals(ctx context.Context, says string, kill func(reason 
 	}()
 	return ctx, func() {
 		signal.Stop(signals)
+		signal.Stop(pipes)
 		close(done)
 		cancel()
 	}
+}
+
+// unread says whether out is a pipe or a socket whose reader is gone.
+func unread(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(p, 0)
+		gone = err == nil && n == 1 && p[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+	})
+	return err == nil && gone
 }
 
 // watchSize tells resize the terminal's size, now and whenever it changes,
