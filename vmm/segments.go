@@ -162,7 +162,7 @@ func (c *Config) maps() (wanted, needed bool) {
 type segments struct {
 	log *slog.Logger
 
-	mu  sync.Mutex // under none but Guest.mu
+	mu  sync.Mutex // taken under none of vmm's; inside are net/segment's and net/lan's
 	all []*network // in the order of making
 }
 
