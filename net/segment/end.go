@@ -45,7 +45,23 @@ func (t *tally) add(n int) {
 
 func (t *tally) read() Traffic { return Traffic{t.frames.Load(), t.bytes.Load()} }
 
-func (e *end) drop(r Drop) { e.dropped[r].Add(1) }
+// drop counts a frame that is dropped, and says how many there were.
+func (e *end) drop(r Drop) uint64 { return e.dropped[r].Add(1) }
+
+// complain logs the first frame that is dropped by a guard: who set the guest up
+// may wonder why it is not heard.
+func (e *end) complain(r Drop, h *heads, f *frame.Frame) {
+	log := e.seg.log.With("port", e.name)
+	if r == Source {
+		log.Warn("frames from an address that is not the guest's are dropped, and counted", "address", h.src.String())
+		return
+	}
+	ip := "none"
+	if p := f.Pieces[0].Bytes[h.network:]; len(p) >= arpLen {
+		ip = netip.AddrFrom4([4]byte(p[arpSender:][:4])).String()
+	}
+	log.Warn("claims in ARP to an address that is not leased to the guest are dropped, and counted", "address", ip)
+}
 
 // Drop is why a frame was not delivered.
 type Drop uint8

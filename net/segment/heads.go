@@ -22,6 +22,12 @@ const (
 // consist of. Linux makes none smaller.
 const minSegment = 32
 
+// Length of a message of ARP, and where the sender's IP address is.
+const (
+	arpLen    = 28
+	arpSender = 14
+)
+
 // tagLen is the length of a VLAN tag.
 const tagLen = 4
 
@@ -134,11 +140,11 @@ func (h *heads) segmented(f *frame.Frame) (n int, ok bool) {
 
 // mayARP says whether an end may send a message of ARP (RFC 826).
 func (e *end) mayARP(p []byte) bool {
-	const ethernet, length = 1, 28
-	if len(p) < length || binary.BigEndian.Uint16(p) != ethernet || binary.BigEndian.Uint16(p[2:]) != typeIPv4 ||
+	const ethernet = 1
+	if len(p) < arpLen || binary.BigEndian.Uint16(p) != ethernet || binary.BigEndian.Uint16(p[2:]) != typeIPv4 ||
 		p[4] != 6 || p[5] != 4 || addr(p[8:14]) != e.mac {
 		return false
 	}
-	ip := netip.AddrFrom4([4]byte(p[14:18]))
+	ip := netip.AddrFrom4([4]byte(p[arpSender:][:4]))
 	return ip.IsUnspecified() || e.may(ip) // none is a question whether an address is in use (RFC 5227)
 }

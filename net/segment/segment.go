@@ -194,7 +194,9 @@ func (d *feed) touch(in *inlet) {
 func (s *Segment) send(from *end, d *feed, f *frame.Frame, queue int, lent bool) (kept bool) {
 	h := &d.heads
 	if r := from.admit(h, f); r != noDrop {
-		from.drop(r)
+		if from.drop(r) == 1 && (r == Source || r == ARP) {
+			from.complain(r, h, f)
+		}
 		return false
 	}
 	from.sent.add(f.Len)
