@@ -339,7 +339,7 @@ func TestRacingRenames(t *testing.T) {
 	}
 	write(t, filepath.Join(top, "outside/file"), "outside")
 	g := serve(t, Config{Path: root, Cached: 1})
-	const rounds = 500
+	const rounds = 200
 	var done atomic.Bool
 	var attackers, walkers sync.WaitGroup
 	link, real, away := filepath.Join(root, "link"), filepath.Join(root, "a"), filepath.Join(top, "away")

@@ -25,6 +25,8 @@ type Folder struct {
 	// host's page cache, a power of two from 2 MiB; 0 for none. The guest's kernel
 	// spends a 64th of it on keeping books.
 	Window uint64
+	// Advise has guests that were not told otherwise map files of 64 KiB or more.
+	Advise bool
 }
 
 const (
@@ -48,6 +50,9 @@ func (v *validator) folders(c *Config) {
 			v.add("share %s: another folder has the tag %q; give one of them another by DIR:TAG", f.Path, f.Tag)
 		}
 		tags[f.Tag] = true
+		if f.Advise && f.Window == 0 {
+			v.add("share %s: without a window files cannot be mapped; leave out dax or window=off", f.Path)
+		}
 		if f.Window != 0 && (f.Window < virtiofs.MinWindow || f.Window&(f.Window-1) != 0) {
 			v.add("share %s: a window of %s; give it a power of two from %s, or off", f.Path, FormatSize(f.Window), FormatSize(virtiofs.MinWindow))
 			continue
@@ -90,7 +95,9 @@ func (b *backends) openFolder(f Folder, cfg *Config, log *slog.Logger) {
 		if window, err = openWindow(f.Window); err != nil {
 			log.Warn("a shared folder cannot be mapped by the guest, which copies then", "share", f.Path, "err", err)
 		} else {
-			c.MapFrom = mapFrom
+			if f.Advise {
+				c.MapFrom = mapFrom
+			}
 			b.own(window.Close)
 		}
 	}

@@ -19,6 +19,7 @@ func TestValidateFolders(t *testing.T) {
 			want: []string{`tag ""`, `tag "a b"`, `tag "xxx`, `tag "a\n"`}},
 		{folders: []Folder{{Path: dir, Tag: "a"}, {Path: other, Tag: "a"}}, want: []string{`another folder has the tag "a"`}},
 		{folders: []Folder{{Path: dir, Tag: "a", Window: 3 << 20}, {Path: dir, Tag: "b", Window: 1 << 20}}, want: []string{"a window of 3M", "a window of 1M"}},
+		{folders: []Folder{{Path: dir, Tag: "a", Advise: true}}, want: []string{"without a window"}},
 		{folders: []Folder{{Path: dir, Tag: "a", Window: 8 << 30}, {Path: dir, Tag: "b", Window: 1 << 30}}, want: []string{"more than 8G"}},
 	} {
 		cfg := good(t)

@@ -14,7 +14,8 @@ const folderForm = "DIR[:TAG][,OPTION…]"
 
 const folderHelp = "a folder of this host that the guest may mount: mount -t virtiofs TAG /mnt. TAG is the folder's own name unless given. " +
 	"Options: ro, the guest changes nothing in it; window=SIZE, address space in which it may map this host's page cache (default 256M; " +
-	"a power of two; it costs the guest a 64th of it), or window=off, so that it copies all. Again for the next folder"
+	"a power of two; it costs the guest a 64th of it), or window=off, so that it copies all; dax, the guest maps larger files in it unless its mount says " +
+	"otherwise (without, it does with mount -o dax). Again for the next folder"
 
 func (r *run) addFolder(s string) error {
 	f, err := parseFolder(s)
@@ -30,6 +31,8 @@ func folderOption(f *vmm.Folder, s string) (ok bool, err error) {
 	switch {
 	case s == "ro":
 		f.ReadOnly = true
+	case s == "dax":
+		f.Advise = true
 	case key != "window" || !given:
 		return false, nil
 	case value == "off":
@@ -94,6 +97,9 @@ func formatFolder(f vmm.Folder) string {
 	s := f.Path + ":" + f.Tag
 	if f.ReadOnly {
 		s += ",ro"
+	}
+	if f.Advise {
+		s += ",dax"
 	}
 	switch f.Window {
 	case vmm.DefaultWindow:

@@ -13,6 +13,7 @@ var folders = map[string]vmm.Folder{
 	"/srv/data/":                  {Path: "/srv/data/", Tag: "data", Window: vmm.DefaultWindow},
 	"/srv/data:src":               {Path: "/srv/data", Tag: "src", Window: vmm.DefaultWindow},
 	"/srv/data,ro":                {Path: "/srv/data", Tag: "data", ReadOnly: true, Window: vmm.DefaultWindow},
+	"data:x,dax":                  {Path: "data", Tag: "x", Advise: true, Window: vmm.DefaultWindow},
 	"data:x,ro,window=1G":         {Path: "data", Tag: "x", ReadOnly: true, Window: 1 << 30},
 	"/a:b/c":                      {Path: "/a:b/c", Tag: "c", Window: vmm.DefaultWindow},
 	"/a,b/c,d":                    {Path: "/a,b/c,d", Tag: "c,d", Window: vmm.DefaultWindow},
