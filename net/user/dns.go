@@ -58,7 +58,7 @@ func (n *Net) serveDNS() error {
 				return
 			}
 			query := bytes.Clone(b[:m])
-			n.query(func() {
+			n.query(from, func() {
 				if a := n.answer(n.ctx, "udp", query); a != nil {
 					_, _ = datagrams.WriteTo(a, from)
 				}
@@ -71,7 +71,7 @@ func (n *Net) serveDNS() error {
 			if err != nil {
 				return
 			}
-			if !n.query(func() { n.converse(c) }) {
+			if !n.query(c.RemoteAddr(), func() { n.converse(c) }) {
 				c.Close()
 			}
 		}
@@ -79,18 +79,22 @@ func (n *Net) serveDNS() error {
 	return nil
 }
 
-// query runs f in a goroutine, if not too many do.
-func (n *Net) query(f func()) bool {
-	if !n.queries.take() {
+// query runs f in a goroutine for who asks, if not too many do.
+func (n *Net) query(from net.Addr, f func()) bool {
+	var who netip.Addr
+	if a, err := netip.ParseAddrPort(from.String()); err == nil {
+		who = a.Addr().Unmap()
+	}
+	if !n.queries.take(who) {
 		return false
 	}
 	if n.spawn(func() {
-		defer n.queries.give()
+		defer n.queries.give(who)
 		f()
 	}) {
 		return true
 	}
-	n.queries.give()
+	n.queries.give(who)
 	return false
 }
 

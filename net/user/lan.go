@@ -20,7 +20,8 @@ type Lan struct {
 	Outside bool         // guests reach what this process can, as from a network of one guest
 	Guests  Guests
 
-	names netip.Addr // the name server, if it is not Address
+	names   netip.Addr // the name server, if it is not Address
+	several bool       // it has guests that are told apart
 }
 
 // Guests knows who is on a Lan. Its methods are called from several goroutines.
@@ -69,7 +70,7 @@ func (l *Lan) check() error {
 	case l.Guests == nil:
 		return errors.New("nobody knows its guests")
 	}
-	l.names = l.Address
+	l.names, l.several = l.Address, true
 	return nil
 }
 
@@ -85,6 +86,16 @@ func (l *Lan) own() []netip.Addr {
 func (l *Lan) is(b []byte) bool {
 	a := netip.AddrFrom4([4]byte(b))
 	return a == l.Address || a == l.names
+}
+
+// speaksAs says whether who has a MAC may send from four bytes' address: a guest only
+// from its own, and who is no guest of the Lan, such as one behind an uplink, from any.
+func (l *Lan) speaksAs(mac [6]byte, from []byte) bool {
+	if !l.several {
+		return true
+	}
+	lease, ok := l.Guests.Lease(mac)
+	return !ok || lease.Address.As4() == [4]byte(from)
 }
 
 // router is the gateway that guests are told of, the zero Addr for none.

@@ -215,12 +215,12 @@ func answerTo(t *testing.T, n *Net, name string, kind dnsmessage.Type) string {
 // for nothing else.
 func TestLanStation(t *testing.T) {
 	n := newNet(t, Config{Lan: newLan(&house{})})
-	syn := func(to netip.Addr) []byte {
+	syn := func(from, to netip.Addr) []byte {
 		p := make([]byte, header.TCPMinimumSize)
 		header.TCP(p).Encode(&header.TCPFields{SrcPort: 9, DstPort: 9, DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagSyn, WindowSize: 9})
-		sum := header.PseudoHeaderChecksum(header.TCPProtocolNumber, address(addressA), address(to), uint16(len(p)))
+		sum := header.PseudoHeaderChecksum(header.TCPProtocolNumber, address(from), address(to), uint16(len(p)))
 		header.TCP(p).SetChecksum(^header.TCP(p).CalculateChecksum(sum))
-		return ipv4Packet(addressA, to, header.TCPProtocolNumber, p)
+		return ipv4Packet(from, to, header.TCPProtocolNumber, p)
 	}
 	arp := header.ARP(make([]byte, header.ARPSize))
 	arp.SetIPv4OverEthernet()
@@ -238,11 +238,12 @@ func TestLanStation(t *testing.T) {
 		packet []byte
 		answer bool
 	}{
-		"to it":                  {string(mac[:]), syn(lanAddress), true},
-		"to another station":     {string(macB[:]), syn(lanAddress), false},
-		"to the world":           {string(mac[:]), syn(netip.MustParseAddr("192.0.2.1")), false},
-		"to another guest by it": {string(mac[:]), syn(addressB), false},
-		"to all":                 {toAll, syn(lanAddress), false},
+		"to it":                  {string(mac[:]), syn(addressA, lanAddress), true},
+		"to another station":     {string(macB[:]), syn(addressA, lanAddress), false},
+		"to the world":           {string(mac[:]), syn(addressA, netip.MustParseAddr("192.0.2.1")), false},
+		"to another guest by it": {string(mac[:]), syn(addressA, addressB), false},
+		"to all":                 {toAll, syn(addressA, lanAddress), false},
+		"from another guest":     {string(mac[:]), syn(addressB, lanAddress), false},
 	} {
 		send(t, n, c.to, header.IPv4ProtocolNumber, c.packet)
 		wait := 50 * time.Millisecond
@@ -359,4 +360,31 @@ func FuzzLanFrame(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestLanShares: a guest that uses all that it can get leaves the others theirs.
+func TestLanShares(t *testing.T) {
+	s := newSlots(64, lanPart)
+	n := 0
+	for s.take(addressA) {
+		n++
+	}
+	if n != 16 || !s.take(addressB) {
+		t.Errorf("a has %d of 64, and b none", n)
+	}
+	for i := range byte(100) {
+		for s.take(netip.AddrFrom4([4]byte{10, 64, 1, i})) {
+			n++
+		}
+	}
+	if n != 63 {
+		t.Errorf("%d of 64 are taken beside b's", n)
+	}
+	s.give(addressA)
+	s.give(addressB)
+	for n = 0; s.take(addressB); n++ {
+	}
+	if n != 2 {
+		t.Errorf("of 2 that were given back %d are there", n)
+	}
 }

@@ -260,6 +260,9 @@ func (l *Lan) wanted(f []byte) (tcpip.NetworkProtocolNumber, bool) {
 			return 0, false
 		}
 		h := header.IPv4(p)
+		if !l.speaksAs([6]byte(f[6:]), h.SourceAddressSlice()) {
+			return 0, false
+		}
 		to := h.DestinationAddressSlice()
 		switch h.TransportProtocol() {
 		case header.TCPProtocolNumber, header.UDPProtocolNumber:

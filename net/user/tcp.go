@@ -31,11 +31,12 @@ func (n *Net) connect(r *tcp.ForwarderRequest) {
 	defer n.work.Done()
 	id := r.ID()
 	to, ok := n.lan.target(netip.AddrFrom4(id.LocalAddress.As4()))
-	if !ok || !n.conns.take() {
+	who := netip.AddrFrom4(id.RemoteAddress.As4())
+	if !ok || !n.conns.take(who) {
 		r.Complete(true)
 		return
 	}
-	defer n.conns.give()
+	defer n.conns.give(who)
 
 	d := net.Dialer{Timeout: dialTimeout}
 	host, err := d.DialContext(n.ctx, "tcp", netip.AddrPortFrom(to, id.LocalPort).String())
@@ -92,12 +93,12 @@ func (n *Net) accepted(host *net.TCPConn, port uint16) {
 		_ = host.SetLinger(0) // a reset says more than an end
 		host.Close()
 	}
-	if !n.conns.take() {
+	if !n.conns.take(Guest) {
 		refuse()
 		return
 	}
 	started := n.spawn(func() {
-		defer n.conns.give()
+		defer n.conns.give(Guest)
 		ctx, cancel := context.WithTimeout(n.ctx, dialTimeout)
 		guest, err := gonet.DialContextTCP(ctx, n.stack, full(Guest, port), ipv4.ProtocolNumber)
 		cancel()
@@ -109,7 +110,7 @@ func (n *Net) accepted(host *net.TCPConn, port uint16) {
 		n.pipe(guest, host)
 	})
 	if !started {
-		n.conns.give()
+		n.conns.give(Guest)
 		refuse()
 	}
 }

@@ -85,13 +85,14 @@ func (p *payload) Read(b []byte) (int, error) {
 func (n *Net) flow(r *udp.ForwarderRequest) bool {
 	id := r.ID()
 	to, ok := n.lan.target(netip.AddrFrom4(id.LocalAddress.As4()))
-	if !ok || !n.flows.take() {
+	who := netip.AddrFrom4(id.RemoteAddress.As4())
+	if !ok || !n.flows.take(who) {
 		return ok
 	}
 	started := false
 	defer func() {
 		if !started {
-			n.flows.give()
+			n.flows.give(who)
 		}
 	}()
 	host, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, id.LocalPort)))
@@ -111,7 +112,7 @@ func (n *Net) flow(r *udp.ForwarderRequest) bool {
 	}
 	f.pass(func(p []byte) { _, _ = host.Write(p) })
 	started = n.spawn(func() {
-		defer n.flows.give()
+		defer n.flows.give(who)
 		defer f.close()
 		defer n.drop(host)
 		for {
@@ -207,18 +208,18 @@ func (n *Net) listenUDP(f Forward) error {
 
 // client begins a flow into the guest, nil if it cannot.
 func (n *Net) client(host *net.UDPConn, from netip.AddrPort, port uint16) *flow {
-	if !n.flows.take() {
+	if !n.flows.take(Guest) {
 		return nil
 	}
 	f := &flow{}
 	var e tcpip.Error
 	if f.guest, e = n.stack.NewEndpoint(udp.ProtocolNumber, ipv4.ProtocolNumber, &f.queue); e != nil {
-		n.flows.give()
+		n.flows.give(Guest)
 		return nil
 	}
 	if e := f.guest.Connect(full(Guest, port)); e != nil {
 		f.guest.Close()
-		n.flows.give()
+		n.flows.give(Guest)
 		return nil
 	}
 	f.pass(func(p []byte) { _, _ = host.WriteToUDPAddrPort(p, from) })
@@ -227,5 +228,5 @@ func (n *Net) client(host *net.UDPConn, from netip.AddrPort, port uint16) *flow 
 
 func (n *Net) endClient(f *flow) {
 	f.close()
-	n.flows.give()
+	n.flows.give(Guest)
 }

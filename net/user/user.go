@@ -107,31 +107,19 @@ type Net struct {
 	closed bool
 	open   map[io.Closer]struct{} // what Close closes
 
-	conns   slots // TCP connections, both ways
-	flows   slots // UDP flows, both ways
-	queries slots // names being asked for
+	conns   *slots // TCP connections, both ways
+	flows   *slots // UDP flows, both ways
+	queries *slots // names being asked for
 }
 
-// The bounds on what a guest may have under way.
+// The bounds on what guests may have under way, together; each of a Lan's has at most
+// a part of it.
 const (
 	maxConns   = 512
 	maxFlows   = 256
 	maxQueries = 64
+	lanPart    = 4
 )
-
-// slots counts what is under way, up to its capacity.
-type slots chan struct{}
-
-func (s slots) take() bool {
-	select {
-	case s <- struct{}{}:
-		return true
-	default:
-		return false
-	}
-}
-
-func (s slots) give() { <-s }
 
 const nic tcpip.NICID = 1
 
@@ -159,9 +147,13 @@ func New(c Config) (*Net, error) {
 	quiet()
 	n := &Net{
 		log: c.Log, lan: lan, servers: c.servers,
-		open:  map[io.Closer]struct{}{},
-		conns: make(slots, maxConns), flows: make(slots, maxFlows), queries: make(slots, maxQueries),
+		open: map[io.Closer]struct{}{},
 	}
+	part := 1
+	if n.lan.several {
+		part = lanPart
+	}
+	n.conns, n.flows, n.queries = newSlots(maxConns, part), newSlots(maxFlows, part), newSlots(maxQueries, part)
 	n.link = newLink(&n.lan)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.stack = stack.New(stack.Options{

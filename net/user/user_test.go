@@ -787,6 +787,12 @@ func TestWriteFrameRefuses(t *testing.T) {
 	}
 }
 
+func inUse(s *slots) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
+}
+
 func TestClose(t *testing.T) {
 	// What the process starts once.
 	newNet(t, Config{}).Close()
@@ -854,8 +860,8 @@ func TestClose(t *testing.T) {
 			if took := time.Since(began); took > time.Second {
 				t.Errorf("Close took %v", took)
 			}
-			if len(n.conns)+len(n.flows)+len(n.queries) != 0 {
-				t.Errorf("%d connections, %d flows and %d queries are left", len(n.conns), len(n.flows), len(n.queries))
+			if inUse(n.conns)+inUse(n.flows)+inUse(n.queries) != 0 {
+				t.Errorf("%d connections, %d flows and %d queries are left", inUse(n.conns), inUse(n.flows), inUse(n.queries))
 			}
 		})
 	}
