@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"disk/qcow2":                   {"disk/vector"},
 	"disk":                         {"disk/qcow2", "disk/vector"},
 	"disk/limit":                   {"disk/vector", "memory", "memory/arena", "memory/uffd", "numa"},
+	"disk/turns":                   {"scheduler/flow", "disk/vector", "memory", "memory/arena", "memory/uffd", "numa"},
 	"disk/cache":                   {"memory", "memory/arena", "memory/uffd", "numa"},
 	"disk/overlay":                 {"disk/vector", "memory", "memory/arena", "memory/uffd", "numa"},
 	"disk/rootfs":                  {},

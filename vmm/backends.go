@@ -9,6 +9,7 @@ import (
 	"disco/disk/cache"
 	"disco/net/tap"
 	"disco/net/user"
+	"disco/scheduler/flow"
 	"disco/virtio"
 	"disco/virtio/blk"
 	"disco/virtio/console"
@@ -25,8 +26,9 @@ const maxQueues = 8
 // hold open. Their order is that of the PCI slots, so that a guest finds the
 // same device at the same place whatever else it is given.
 type backends struct {
-	bases    *bases    // the Monitor's
-	segments *segments // the Monitor's
+	bases    *bases                       // the Monitor's
+	segments *segments                    // the Monitor's
+	turns    func(path string) *flow.Flow // the guest's, for requests to the disk that path is on; nil for none
 	devices  []virtio.Device
 	disks    []blk.Backend   // those of Config.Disks
 	readers  []*cache.Reader // of the bases of these
@@ -39,8 +41,8 @@ type backends struct {
 
 // openBackends opens what cfg names, and reports all that fails at once: as a
 // *ConfigError if cfg is to blame for any of it, else as a *HostError.
-func openBackends(cfg *Config, bases *bases, segments *segments, out *devices.Output, log *slog.Logger) (*backends, error) {
-	b := &backends{bases: bases, segments: segments}
+func openBackends(cfg *Config, bases *bases, segments *segments, turns func(string) *flow.Flow, out *devices.Output, log *slog.Logger) (*backends, error) {
+	b := &backends{bases: bases, segments: segments, turns: turns}
 	if cfg.Console == ConsoleVirtio {
 		b.console = console.New(out)
 		b.own(func() error { b.console.Close(); return nil })

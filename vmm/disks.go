@@ -15,9 +15,11 @@ import (
 	"disco/disk/limit"
 	"disco/disk/overlay"
 	"disco/disk/qcow2"
+	"disco/disk/turns"
 	"disco/memory"
 	"disco/memory/arena"
 	"disco/numa/balance"
+	"disco/scheduler/flow"
 	"disco/virtio/blk"
 )
 
@@ -82,7 +84,6 @@ func (b *backends) openDisk(d Disk, cfg *Config, log *slog.Logger) {
 		b.problems = append(b.problems, err)
 		return
 	}
-	b.disks = append(b.disks, img)
 	b.devices = append(b.devices, blk.New(blk.Config{
 		Backend: img, Queues: min(cfg.CPUs, maxQueues), ID: filepath.Base(d.Path), Share: d.Share.blk(), Log: log,
 	}))
@@ -94,7 +95,16 @@ func (b *backends) layers(d Disk) (blk.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return limit.New(img, d.IOPS, d.BPS), nil
+	b.disks = append(b.disks, img)
+	return limit.New(turns.New(img, b.flow(d.Path)), d.IOPS, d.BPS), nil
+}
+
+// flow is the guest's, for requests to the disk that path is on, or nil.
+func (b *backends) flow(path string) *flow.Flow {
+	if b.turns == nil {
+		return nil
+	}
+	return b.turns(path)
 }
 
 // images opens a disk without its limits.

@@ -116,7 +116,7 @@ func (m *Monitor) build(cfg Config, private bool) (_ *Guest, err error) {
 			return nil, err
 		}
 	}
-	if g.backends, err = openBackends(&cfg, &m.bases, &m.segments, g.out, g.log); err != nil {
+	if g.backends, err = openBackends(&cfg, &m.bases, &m.segments, g.turns, g.out, g.log); err != nil {
 		return nil, err
 	}
 	if g.machine, err = g.build(); err != nil {
@@ -172,6 +172,7 @@ func (m *Monitor) admit(g *Guest) error {
 	}
 	g.place = p
 	m.guests = append(m.guests, g)
+	m.weigh()
 	return nil
 }
 
@@ -181,6 +182,7 @@ func (m *Monitor) dismiss(g *Guest) {
 	defer m.mu.Unlock()
 	if i := slices.Index(m.guests, g); i >= 0 {
 		m.guests = slices.Delete(m.guests, i, i+1)
+		m.weigh()
 	}
 }
 

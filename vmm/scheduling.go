@@ -11,6 +11,7 @@ import (
 
 	"disco/numa"
 	"disco/scheduler"
+	"disco/scheduler/flow"
 	"disco/scheduler/host"
 )
 
@@ -107,12 +108,15 @@ type shares struct {
 	relief    *relief         // with several nodes
 	groups    map[string]*host.Group
 	declined  bool // the host schedules after all
+
+	disks map[uint64]*flow.Gate // by the host's device number
 }
 
 // share is a guest's part in it: what it holds outlives a restart.
 type share struct {
 	guest *host.Guest
 	pools [][]int
+	flows map[*flow.Gate]*flow.Flow // Monitor.mu guards it
 }
 
 // enter gives a guest its tickets. The lock is held. It is nil where the host
@@ -135,18 +139,14 @@ func (m *Monitor) enter(cfg *Config) (*share, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &share{g, m.shares.pools}, nil
+	return &share{guest: g, pools: m.shares.pools, flows: map[*flow.Gate]*flow.Flow{}}, nil
 }
 
 func (m *Monitor) group(name string) (*host.Group, error) {
 	if g := m.shares.groups[name]; g != nil {
 		return g, nil
 	}
-	n, ok := m.cfg.Scheduler.Groups[name]
-	if !ok {
-		n = DefaultTickets
-	}
-	g, err := m.shares.scheduler.NewGroup(name, nil, n)
+	g, err := m.shares.scheduler.NewGroup(name, nil, m.groupTickets(name))
 	if err != nil {
 		return nil, err
 	}
@@ -222,6 +222,71 @@ func (s *share) leave() error {
 	return s.guest.Close()
 }
 
+// turns is where the guest's requests to the disk of the host that a path is on wait
+// for their turns, as all guests' do by their tickets. It is nil where the host
+// schedules.
+func (g *Guest) turns(path string) *flow.Flow {
+	if g.share == nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return nil // what is opened next says why
+	}
+	device := st.Dev
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		device = st.Rdev
+	}
+	m := g.monitor
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	gate := m.shares.disks[device]
+	if gate == nil {
+		if m.shares.disks == nil {
+			m.shares.disks = map[uint64]*flow.Gate{}
+		}
+		gate = flow.New(flow.Config{})
+		m.shares.disks[device] = gate
+	}
+	f := g.share.flows[gate]
+	if f == nil {
+		f = gate.NewFlow(1)
+		g.share.flows[gate] = f
+		m.weigh()
+	}
+	return f
+}
+
+// weigh tells all flows what their guests' tickets are worth now. A group's are divided
+// among all its guests, whether they use what the flow is of or not. The lock is held.
+func (m *Monitor) weigh() {
+	in := map[string]float64{} // tickets of a group's guests
+	for _, g := range m.guests {
+		if g.share != nil {
+			in[g.cfg.Group] += float64(g.share.guest.Tickets())
+		}
+	}
+	for _, g := range m.guests {
+		if g.share == nil || len(g.share.flows) == 0 {
+			continue
+		}
+		w := float64(g.share.guest.Tickets()) * scheduler.One
+		if g.cfg.Group != "" {
+			w *= float64(m.groupTickets(g.cfg.Group)) / in[g.cfg.Group]
+		}
+		for _, f := range g.share.flows {
+			f.SetWeight(uint64(w))
+		}
+	}
+}
+
+func (m *Monitor) groupTickets(name string) int64 {
+	if n, ok := m.cfg.Scheduler.Groups[name]; ok {
+		return n
+	}
+	return DefaultTickets
+}
+
 // pool is the one in which vCPU id of a machine runs: that of its node.
 func (s *share) pool(m *machine, id int) int {
 	p := m.place
@@ -294,7 +359,13 @@ func (g *Guest) SetTickets(n int64) error {
 	if g.share == nil {
 		return errHostSchedules
 	}
-	return g.share.guest.SetTickets(n)
+	if err := g.share.guest.SetTickets(n); err != nil {
+		return err
+	}
+	g.monitor.mu.Lock()
+	defer g.monitor.mu.Unlock()
+	g.monitor.weigh()
+	return nil
 }
 
 // Tickets is how many the guest has; 0 where the host schedules.

@@ -74,6 +74,9 @@ func New(d Disk, iops, bps uint64) Disk {
 // Hurry has the requests that wait, and those that come, not wait any more, or
 // again. What they take is still owed. A device is stopped so.
 func (l *Limited) Hurry(on bool) {
+	if below, ok := l.Disk.(interface{ Hurry(on bool) }); ok {
+		below.Hurry(on)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {

@@ -181,7 +181,7 @@ func (f *Flow) Done(p Pass) {
 	now := clock()
 	f.left = now
 	if p.at != 0 && g.knee != nil {
-		g.knee.learn(p.level, now-p.at, p.cost)
+		g.knee.learn(p.level, g.inside.Load()-g.waiting+1, now-p.at, p.cost)
 	}
 	if g.waiting > 0 {
 		g.dispatch(f, now)

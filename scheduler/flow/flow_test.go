@@ -282,7 +282,7 @@ func TestKnee(t *testing.T) {
 			for range 1000 {
 				for n := range int64(window) {
 					level := min(n+1, k.room()) // it fills as far as it may
-					k.learn(level, ms*max(level, c.parallel)/c.parallel, 1)
+					k.learn(level, level, ms*max(level, c.parallel)/c.parallel, 1)
 				}
 			}
 			if got := k.depth; got != c.want {

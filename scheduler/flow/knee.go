@@ -19,14 +19,17 @@ const (
 	recent  = 8 // a value counts an eighth of those before it
 )
 
-// learn notes a request that took so long beside others, level in all.
-func (k *knee) learn(level, took, cost int64) {
+// learn notes a request that took so long beside others, so many in all when it was
+// let through and when it was done. If those differ, it says nothing about either.
+func (k *knee) learn(first, last, took, cost int64) {
 	if took <= 0 {
 		took = 1
 	}
-	level = min(max(level, 1), MaxDepth)
 	k.service = mean(k.service, took)
-	k.took[level] = mean(k.took[level], max(1, int64(float64(took)*unit/float64(max(cost, 1)))))
+	if first == last {
+		level := min(max(first, 1), MaxDepth)
+		k.took[level] = mean(k.took[level], max(1, int64(float64(took)*unit/float64(max(cost, 1)))))
+	}
 	if k.seen++; k.seen >= window {
 		k.seen = 0
 		k.choose()
