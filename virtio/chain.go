@@ -16,7 +16,7 @@ type Chain struct {
 	Readable [][]byte
 	// Writable are the buffers that the device fills for the driver.
 	Writable [][]byte
-	// Room, of a chain that was taken by NextRoom, are those buffers in place of
+	// Room, of a chain that was taken by NextRoom or NextLoan, are those buffers in place of
 	// Writable: guest memory, but not pinned.
 	Room []Buffer
 	// Loans, of a chain that was taken by NextLoan, are in place of Readable. They
