@@ -36,11 +36,12 @@ func TestLabNFS(t *testing.T) {
 		copies, bytes = mib/file, file<<20
 	}
 	m := newMonitor(t)
+	// The segment gives its guests its second address and those that follow.
 	start := func(name string, address int, words string, mode segment.Mode, disks ...vmm.Disk) (*running, *screen) {
 		s := &screen{}
 		return launchIn(t, m, vmm.Config{
 			Name: name, Kernel: guestKernel(t), Initrd: inTree(t, "DISCO_PEER", "build/guest/peer.img"),
-			Cmdline: fmt.Sprintf("quiet nohz=off disco.address=10.77.0.%d disco.server=10.77.0.1 disco.bytes=%d %s", address, bytes, words),
+			Cmdline: fmt.Sprintf("quiet nohz=off disco.address=10.64.0.%d disco.server=10.64.0.2 disco.bytes=%d %s", address, bytes, words),
 			Console: vmm.ConsoleSerial, CPUs: 1, Memory: 256 << 20, Disks: disks, Stdout: s,
 			Nets: []vmm.Net{{Kind: vmm.NetSegment, Segment: "nfs", Map: mode}},
 		}), s
@@ -58,10 +59,10 @@ func TestLabNFS(t *testing.T) {
 			}
 		}
 	}
-	server, serverSays := start("server", 1, "disco.task=serve disco.rw=1 disco.clients=2", segment.MapAuto, disk)
+	server, serverSays := start("server", 2, "disco.task=serve disco.rw=1 disco.clients=2", segment.MapAuto, disk)
 	says("server", serverSays, "net=serving")
-	b, bSays := start("b", 2, fmt.Sprintf("disco.task=copy disco.name=b disco.others=c disco.copies=%d", copies), segment.MapAuto)
-	c, cSays := start("c", 3, fmt.Sprintf("disco.task=copy disco.name=c disco.others=b disco.copies=%d", copies), segment.MapAlways)
+	b, bSays := start("b", 3, fmt.Sprintf("disco.task=copy disco.name=b disco.others=c disco.copies=%d", copies), segment.MapAuto)
+	c, cSays := start("c", 4, fmt.Sprintf("disco.task=copy disco.name=c disco.others=b disco.copies=%d", copies), segment.MapAlways)
 	says("b", bSays, "copy=done")
 	says("c", cSays, "copy=done")
 	says("server", serverSays, "net=left")

@@ -33,7 +33,7 @@ func newDiscoHost(o *Options, p Program) (*discoHost, error) {
 		}
 		h.bridge = b
 	}
-	m, err := vmm.NewMonitor(vmm.MonitorConfig{})
+	m, err := vmm.NewMonitor(vmm.MonitorConfig{Segments: []vmm.Segment{{Name: segmentName, Subnet: subnet}}})
 	if err != nil {
 		return nil, errors.Join(err, h.close())
 	}

@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -256,14 +257,17 @@ func (o *Options) try(ctx context.Context, name string, r *Results, run func(con
 	return context.Cause(ctx)
 }
 
-// The network of the guests.
+// The network of the guests. A segment's first address is its own, and the next are
+// its guests', in the order of their making: others it would not let through.
 const (
-	serverAddress = "10.77.0.1"
 	network       = "10.77.0."
+	serverAddress = network + "2"
 )
 
+var subnet = netip.MustParsePrefix(network + "0/24")
+
 // address is that of a client, counted from 0.
-func address(i int) string { return network + strconv.Itoa(2+i) }
+func address(i int) string { return network + strconv.Itoa(3+i) }
 
 func (o *Options) serverWords() string {
 	return fmt.Sprintf("%s disco.task=serve disco.address=%s disco.bytes=%d", o.Cmdline, serverAddress, o.Bytes)
