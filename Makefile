@@ -116,7 +116,7 @@ bench-numa: build guest lab ## measure how local a guest's memory is, by policy,
 	done
 
 .PHONY: bench-sched
-bench-sched: build ## measure how tickets divide CPUs among tiny guests on this host: 25 minutes
+bench-sched: build ## measure how tickets divide CPUs among tiny guests on this host: 12 minutes
 	@timeout -k 20 3600 bin/disco bench sched --many 1000 --out build/bench/sched $(ARGS)
 
 .PHONY: bench-acts

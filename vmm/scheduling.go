@@ -70,6 +70,12 @@ func (c *SchedulerConfig) Validate() error {
 	return nil
 }
 
+// HostCPUs are the CPUs that this process may use.
+func HostCPUs() []int {
+	cpus, _ := usable(nil) // a process can always ask for its own
+	return cpus
+}
+
 // usable are the given CPUs, or all that this process may use.
 func usable(want []int) ([]int, error) {
 	var set unix.CPUSet

@@ -58,9 +58,8 @@ const benchNUMAExample = `  disco bench numa
 // exitWrong is an exit code of its own, as this is not to be tried again.
 const exitWrong = 4
 
-const benchExitCodes = `Exit codes: 0 if it ran, promises kept or not; 4 if a guest's memory was found wrong; 1
-if a guest was lost; 2 if the command line is wrong; 3 if this host lacks something;
-130 if it was interrupted.`
+const benchExitCodes = `Exit codes: 0 if it ran, promises kept or not; 1 if a guest was lost; 2 if the command
+line is wrong; 3 if this host lacks something; 130 if it was interrupted.`
 
 func benchCommand(w *world) *cobra.Command {
 	c := &cobra.Command{
@@ -136,7 +135,7 @@ func (b *benchNUMA) command() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "numa [flags]",
 		Short:   "Measure how many of a guest's accesses are local, by policy",
-		Long:    benchNUMALong + "\n\n" + benchExitCodes,
+		Long:    benchNUMALong + "\n\n" + benchExitCodes + "\nAnd 4 if a guest's memory was found wrong.",
 		Example: benchNUMAExample,
 		Args:    noWords,
 		RunE:    func(c *cobra.Command, _ []string) error { return b.run(c.Context()) },

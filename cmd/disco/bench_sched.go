@@ -33,13 +33,14 @@ Loads:
   resting      one guest halts for a moment all the time
   storms       guests in PAUSE, port accesses, memory-mapped accesses
   inflation    in one of two groups tickets are inflated
+  nodes        two nodes of one CPU each, with a queue for each
   skewed       101 guests, 100:1:…:1
   many         --many guests, half of them with twice the tickets
   alone        one guest on each CPU
 
-It prints a table and writes FILE.json and FILE.svg, the CPU time over the time. It
-needs the right to change priorities (CAP_SYS_NICE), and root for cgroups. What else
-runs on the CPUs disturbs it.`
+It prints a table and writes FILE.json and FILE.svg, the CPU time over the time, and
+takes some 12 minutes. It needs the right to change priorities (CAP_SYS_NICE), and
+root for cgroups. What else runs on the CPUs disturbs it.`
 
 // benchSched is one `disco bench sched`.
 type benchSched struct {
@@ -65,7 +66,7 @@ func (b *benchSched) command() *cobra.Command {
 	flag("by", "LIST", "", into(&b.o.Policies, parseSchedPolicies), "measure these, such as stride,cgroup (default all)")
 	flag("loads", "LIST", "", into(&b.o.Loads, parseSchedLoads), "run these loads, such as 2:1,resting (default all)")
 	flag("cpus-host", "LIST", "0", into(&b.o.CPUs, parseCPUs), "run the guests on these CPUs of the host; the loads of few guests need one")
-	flag("time", "DURATION", b.o.Time.String(), into(&b.o.Time, positiveTime), "how long to measure each load; some take longer, as errors of a quantum are larger there")
+	flag("time", "DURATION", b.o.Time.String(), into(&b.o.Time, positiveTime), "how long to measure each load by stride, and a third of it by the others; some take twice that, as errors of a quantum are larger there")
 	flag("quantum", "DURATION", b.o.Quantum.String(), into(&b.o.Quantum, positiveTime), "how long a guest runs before another has its turn")
 	flag("many", "N", "", into(&b.o.Many, positive), "guests of the load many, such as 1000 (default without)")
 	f.StringVar(&b.out, "out", "sched", "write `FILE`.json and FILE.svg")
@@ -115,6 +116,9 @@ func (b *benchSched) run(ctx context.Context) error {
 		return &vmm.ConfigError{Problems: problems}
 	}
 	b.o.Progress = b.stderr
+	if b.o.Nodes = b.o.CPUs; len(b.o.Nodes) < 2 {
+		b.o.Nodes = vmm.HostCPUs()
+	}
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	results, err := sched.Run(ctx, b.o)

@@ -13,10 +13,13 @@ type load struct {
 	guests []member
 	groups map[string]int64
 	phases []phase
-	// per is how many seconds the load needs at least for one error of a quantum
-	// to be small; 0 for what the user says.
+	// slow is by how much longer the load has to be measured for one error of a
+	// quantum to be small; 0 for 1.
 	slow float64
 	only []Policy // nil for all
+	// nodes is how many CPUs, each with a queue of its own, are made nodes of: 0 is
+	// that all CPUs are one.
+	nodes int
 }
 
 // member is one guest.
@@ -26,6 +29,7 @@ type member struct {
 	tickets int64
 	cmdline string
 	late    bool // it is not there at the beginning
+	node    int
 }
 
 // phase is a part of a load's time, after something has changed.
@@ -106,13 +110,20 @@ func loads(many int) []load {
 			},
 		},
 	)
+	nodes := load{
+		name: "nodes", about: "two nodes of one CPU: 2:1 on one, 3:1 on the other", only: []Policy{Stride}, nodes: 2,
+		guests: hogs(200, 100, 300, 100),
+		phases: []phase{{part: 1, want: []float64{2, 1, 3, 1}}},
+	}
+	nodes.guests[2].node, nodes.guests[3].node = 1, 1
+	all = append(all, nodes)
 	skewed := ratio(append([]int64{100}, slices.Repeat([]int64{1}, 100)...)...)
 	skewed.name, skewed.about, skewed.slow = "skewed", "100:1:…:1, 101 guests", 2
 	skewed.only = []Policy{Stride, Cgroup}
 	all = append(all, skewed)
 	if many > 1 {
 		l := ratio(append(slices.Repeat([]int64{2}, many/2), slices.Repeat([]int64{1}, many-many/2)...)...)
-		l.name, l.about, l.only, l.slow = "many", fmt.Sprintf("%d guests, half of them 2, half 1", many), []Policy{Stride}, 4
+		l.name, l.about, l.only, l.slow = "many", fmt.Sprintf("%d guests, half of them 2, half 1", many), []Policy{Stride}, 2
 		all = append(all, l)
 	}
 	return all

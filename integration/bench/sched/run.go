@@ -41,8 +41,9 @@ var Policies = []Policy{Stride, Lottery, Cgroup}
 
 // Options say what to measure.
 type Options struct {
-	CPUs     []int // of the host, on which all guests run
-	Time     time.Duration
+	CPUs     []int         // of the host, on which all guests run
+	Nodes    []int         // of the host, one for each node of loads with several; those without enough are left out
+	Time     time.Duration // for each load by stride; a third of it by the others
 	Quantum  time.Duration
 	Policies []Policy
 	Loads    []string // empty for all
@@ -107,7 +108,7 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 		return nil, err
 	}
 	defer sys.Close()
-	res := &Results{Setting: fmt.Sprintf("Tiny guests on host CPUs %v, quantum %v, %v for each load", o.CPUs, o.Quantum, o.Time)}
+	res := &Results{Setting: fmt.Sprintf("Tiny guests on host CPUs %v, quantum %v, %v for each load by stride, a third of it by others", o.CPUs, o.Quantum, o.Time)}
 	if len(o.Loads) == 0 || slices.Contains(o.Loads, "alone") {
 		if res.Alone, err = alone(ctx, sys, o); err != nil {
 			return res, err
@@ -119,6 +120,10 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 		}
 		for _, p := range o.Policies {
 			if l.only != nil && !slices.Contains(l.only, p) {
+				continue
+			}
+			if l.nodes > len(o.Nodes) {
+				res.Skipped = append(res.Skipped, fmt.Sprintf("%s, %s: it takes %d CPUs", l.name, p, l.nodes))
 				continue
 			}
 			fmt.Fprintf(o.Progress, "bench: %s, %s\n", l.name, p)
@@ -143,15 +148,27 @@ type rig struct {
 	guests []*guest
 	shares []*host.Guest
 	groups map[string]*host.Group
+	pools  [][]int // CPUs
 	sched  *host.Scheduler
 	weight *weights
+}
+
+func newRig(o Options, l load) *rig {
+	r := &rig{o: o, load: l, groups: map[string]*host.Group{}, pools: [][]int{o.CPUs}}
+	if l.nodes > 0 {
+		r.pools = nil
+		for _, c := range o.Nodes[:l.nodes] {
+			r.pools = append(r.pools, []int{c})
+		}
+	}
+	return r
 }
 
 // settle is how long guests run before they are measured.
 const settle = time.Second / 2
 
 func measure(ctx context.Context, sys *kvm.System, o Options, l load, p Policy) (row *Row, err error) {
-	r := &rig{o: o, load: l, groups: map[string]*host.Group{}}
+	r := newRig(o, l)
 	before := runtime.GOMAXPROCS(0)
 	// A thread in KVM_RUN keeps one of Go's processors for a while; one that is
 	// held does not.
@@ -165,6 +182,9 @@ func measure(ctx context.Context, sys *kvm.System, o Options, l load, p Policy) 
 		return nil, err
 	}
 	span := o.Time
+	if p != Stride {
+		span /= 3
+	}
 	if l.slow > 0 {
 		span = time.Duration(float64(span) * l.slow)
 	}
@@ -190,7 +210,11 @@ func measure(ctx context.Context, sys *kvm.System, o Options, l load, p Policy) 
 		all += last[i] - first[i]
 	}
 	row.Lost = (processTime() - own - all) / all
-	row.Had = all / (time.Since(began).Seconds() * float64(len(o.CPUs)))
+	cpus := 0
+	for _, p := range r.pools {
+		cpus += len(p)
+	}
+	row.Had = all / (time.Since(began).Seconds() * float64(cpus))
 	row.Rate = float64(r.guests[0].progress()-work) / (last[0] - first[0])
 	return row, nil
 }
@@ -200,12 +224,11 @@ const sampleTime = 100 * time.Millisecond
 
 // phase lets the guests run for a time, and adds what they had to the row.
 func (r *rig) phase(ctx context.Context, row *Row, ph phase, span time.Duration, began time.Time) error {
-	want := normal(ph.want)
 	var samples []Sample
 	take := func() { samples = append(samples, Sample{At: time.Since(began).Seconds(), Used: r.used()}) }
 	take()
 	step := sampleTime
-	if len(want) > maxWindowed {
+	if len(ph.want) > maxWindowed {
 		step = span // what many had is not needed in between, and asking takes time
 	}
 	for end := time.Now().Add(span); time.Now().Before(end); take() {
@@ -215,6 +238,7 @@ func (r *rig) phase(ctx context.Context, row *Row, ph phase, span time.Duration,
 	}
 	a, z := samples[0], samples[len(samples)-1]
 	got, all := shares(a, z)
+	want := r.want(ph.want, got)
 	row.Phases = append(row.Phases, Phase{Want: want, Got: got, CPU: all})
 	quanta := all / r.o.Quantum.Seconds()
 	for i, w := range want {
@@ -258,6 +282,23 @@ func (r *rig) phase(ctx context.Context, row *Row, ph phase, span time.Duration,
 // maxWindowed is how many guests are looked at every second, and drawn.
 const maxWindowed = 10
 
+// want are the shares that were asked for: on each node, of what its guests had.
+func (r *rig) want(weights, got []float64) []float64 {
+	if r.load.nodes == 0 {
+		return normal(weights)
+	}
+	asked, had := make([]float64, r.load.nodes), make([]float64, r.load.nodes)
+	for i, m := range r.load.guests {
+		asked[m.node] += weights[i]
+		had[m.node] += got[i]
+	}
+	want := make([]float64, len(weights))
+	for i, m := range r.load.guests {
+		want[i] = weights[i] / asked[m.node] * had[m.node]
+	}
+	return want
+}
+
 func normal(want []float64) []float64 {
 	sum := 0.0
 	for _, w := range want {
@@ -300,7 +341,7 @@ func (r *rig) build(sys *kvm.System, p Policy) (err error) {
 			return err
 		}
 	default:
-		c := host.Config{Pools: [][]int{r.o.CPUs}, Quantum: r.o.Quantum, Bound: true, Seed: 1}
+		c := host.Config{Pools: r.pools, Quantum: r.o.Quantum, Bound: true, Seed: 1}
 		if p == Lottery {
 			c.Kind = host.Lottery
 		}
@@ -333,7 +374,7 @@ func (r *rig) build(sys *kvm.System, p Policy) (err error) {
 
 func (r *rig) start(i int) error {
 	g, m := r.guests[i], r.load.guests[i]
-	if err := g.start(r.o.CPUs); err != nil {
+	if err := g.start(r.pools[m.node]); err != nil {
 		return err
 	}
 	if r.weight != nil {
@@ -344,7 +385,7 @@ func (r *rig) start(i int) error {
 		return err
 	}
 	r.shares[i] = s
-	_, err = s.Add(0, g.cpu, 0)
+	_, err = s.Add(0, g.cpu, m.node)
 	return err
 }
 

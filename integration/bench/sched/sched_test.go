@@ -19,8 +19,8 @@ func TestKVMShares(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sys.Close()
-	o := Options{CPUs: []int{0}, Time: 2 * time.Second, Quantum: 4 * time.Millisecond, Progress: io.Discard}
-	most := map[string]float64{"3:2:1": 0.15, "resting": 0.15, "storms": 0.3, "inflation": 0.3, "join": 0.3}
+	o := Options{CPUs: []int{0}, Nodes: []int{0, 1}, Time: 2 * time.Second, Quantum: 4 * time.Millisecond, Progress: io.Discard}
+	most := map[string]float64{"3:2:1": 0.15, "resting": 0.15, "storms": 0.3, "nodes": 0.2, "inflation": 0.3, "join": 0.3}
 	for _, l := range loads(0) {
 		limit, ok := most[l.name]
 		if !ok {
@@ -50,7 +50,7 @@ func TestKVMManyEnd(t *testing.T) {
 	for i := range l.guests {
 		l.guests[i].tickets = int64(i + 1)
 	}
-	r := &rig{o: Options{CPUs: []int{0}, Quantum: 2 * time.Millisecond}, load: l}
+	r := newRig(Options{CPUs: []int{0}, Quantum: 2 * time.Millisecond}, l)
 	err = r.build(sys, Stride)
 	if e := r.close(); e != nil || err != nil {
 		t.Error(err, e)

@@ -66,7 +66,7 @@ func (r *Results) promises() []bench.Promise {
 		case row.Policy != Stride:
 		case row.Load == "100:1" || row.Load == "change" || row.Load == "join":
 			within(row, 3)
-		case row.Load == "resting" || row.Load == "many" || row.Load == "skewed" || row.Load == "storms":
+		case row.Load == "resting" || row.Load == "many" || row.Load == "skewed" || row.Load == "nodes" || row.Load == "storms":
 			within(row, 2)
 		case row.Load == "inflation":
 			moved := 100 * abs(row.Phases[1].Got[2]/row.Phases[0].Got[2]-1)
