@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"regexp"
@@ -181,10 +182,7 @@ func (s *segments) declare(all []Segment) error {
 	defer s.mu.Unlock()
 	// What is given comes before what is chosen.
 	for _, d := range all {
-		if !d.Subnet.IsValid() {
-			d.Subnet = s.subnet(all)
-		}
-		if _, err := s.add(d); err != nil {
+		if _, err := s.add(d, all); err != nil {
 			return &HostError{fmt.Errorf("segment %s: %w", d.Name, err)}
 		}
 	}
@@ -201,21 +199,27 @@ func (s *segments) find(name string) *network {
 }
 
 // subnet chooses one that none of the segments has, made or to be made; s.mu is held.
-func (s *segments) subnet(declared []Segment) netip.Prefix {
-	for i := firstSubnet; ; i++ {
+func (s *segments) subnet(declared []Segment) (netip.Prefix, error) {
+	for i := firstSubnet; i <= math.MaxUint8; i++ {
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 16)
 		taken := slices.ContainsFunc(s.all, func(n *network) bool { return n.Subnet.Overlaps(p) }) ||
 			slices.ContainsFunc(declared, func(d Segment) bool { return d.Subnet.IsValid() && d.Subnet.Overlaps(p) })
-		if !taken || i == 255 { // all of 10.0.0.0/8 is one segment's: the guests are kept apart anyway
-			return p
+		if !taken {
+			return p, nil
 		}
 	}
+	return netip.Prefix{}, errors.New("no subnet is free for it; give it one")
 }
 
-// add makes a segment; s.mu is held.
-func (s *segments) add(d Segment) (_ *network, err error) {
+// add makes a segment beside those that are declared; s.mu is held.
+func (s *segments) add(d Segment, declared []Segment) (_ *network, err error) {
 	if len(s.all) >= maxSegments {
 		return nil, fmt.Errorf("there are %d already", maxSegments)
+	}
+	if !d.Subnet.IsValid() {
+		if d.Subnet, err = s.subnet(declared); err != nil {
+			return nil, err
+		}
 	}
 	n := &network{Segment: d}
 	defer func() {
@@ -295,7 +299,7 @@ func (s *segments) connect(n *Net, device int, cfg *Config) (*port, error) {
 	at := s.find(n.Segment)
 	if at == nil {
 		var err error
-		if at, err = s.add(Segment{Name: n.Segment, MTU: n.MTU, Subnet: s.subnet(nil)}); err != nil {
+		if at, err = s.add(Segment{Name: n.Segment, MTU: n.MTU}, nil); err != nil {
 			return nil, &HostError{fmt.Errorf("net segment %s: %w", n.Segment, err)}
 		}
 	}

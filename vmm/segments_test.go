@@ -94,6 +94,15 @@ func TestSegments(t *testing.T) {
 	}
 }
 
+// TestNoSubnet: subnets do not overlap, and when there are no more that is said.
+func TestNoSubnet(t *testing.T) {
+	s := newSegments(t, Segment{Name: "a", Subnet: netip.MustParsePrefix("10.64.0.0/10")}, Segment{Name: "b", Subnet: netip.MustParsePrefix("10.128.0.0/9")})
+	_, err := s.connect(&Net{Kind: NetSegment, Segment: "c"}, 0, &Config{Name: "x", CPUs: 1})
+	if _, ok := errors.AsType[*HostError](err); !ok || err.Error() != "net segment c: no subnet is free for it; give it one" {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestManySegments: there is an end to what can be named.
 func TestManySegments(t *testing.T) {
 	var all []Segment
