@@ -5,7 +5,10 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"disco/memory"
 	"disco/net/frame"
@@ -220,7 +223,7 @@ func BenchmarkDelivery(b *testing.B) {
 				defer p.one.space.Return(f.Pieces[1])
 			}
 			b.SetBytes(int64(max(1, c.pages*page)))
-			n := 0
+			n, before := 0, cpu(b)
 			for b.Loop() {
 				h := f.Header
 				if p.one.port.Send(0, &f) {
@@ -232,6 +235,16 @@ func BenchmarkDelivery(b *testing.B) {
 					p.recycle()
 				}
 			}
+			b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/float64(n), "cpu-ns/op")
 		})
 	}
+}
+
+// cpu is the time that all threads have run.
+func cpu(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
