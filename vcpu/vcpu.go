@@ -250,7 +250,7 @@ func (v *VCPU) loop(b *incarnation) End {
 				if v.mend() {
 					continue
 				}
-				err = fmt.Errorf("the guest used a page of a device's memory where there is none: %w", err)
+				err = fmt.Errorf("the guest used memory, its own or a device's, that cannot be had: %w", err)
 			}
 			return v.hostError(fmt.Errorf("KVM_RUN: %w", err))
 		}
