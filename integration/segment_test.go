@@ -29,9 +29,9 @@ func TestLabSegment(t *testing.T) {
 	if err := os.WriteFile(file, fmt.Appendf(nil, `segments:
   lan0: {uplink: user}
 guests:
-  a: {cpus: 1, memory: 192M, nets: segment=lan0, cmdline: "disco.task=net,http-serve=80,http-serve=80"}
-  b: {cpus: 2, memory: 192M, nets: segment=lan0, cmdline: "disco.task=net,ping=a,http-pattern=a:80/%[1]d,http-get=http://a/stop"}
-  c: {cpus: 1, memory: 192M, nets: "segment=lan0,map=never", cmdline: "disco.task=net,http-get=http://10.64.0.1:%[2]d/,http-pattern=a.lan0.disco.internal:80/%[1]d,http-get=http://A/stop"}
+  a: {cpus: 1, memory: 192M, nets: segment=lan0, cmdline: "disco.task=net,http-serve=80"}
+  b: {cpus: 2, memory: 192M, nets: segment=lan0, cmdline: "disco.task=net,ping=a,http-pattern=a:80/%[1]d,wait-button"}
+  c: {cpus: 1, memory: 192M, nets: "segment=lan0,map=never", cmdline: "disco.task=net,http-get=http://10.64.0.1:%[2]d/,http-pattern=A.lan0.disco.internal:80/%[1]d,wait-button"}
 `, size, served), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -45,10 +45,16 @@ guests:
 	}
 	watcher := disco(t, "capture", "--control", socket, "lan0", "-w", captured, "--snap", "200").start()
 
-	l.saysTimes(2, guest.Prefix+"task=http-pattern result=ok")
+	l.saysTimes(2, guest.Prefix+"waiting=button")
 	stats := disco(t, "stats", "--control", socket, "--json").start()
 	stats.ends(0)
+	if err := unix.Kill(l.cmd.Process.Pid, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
 	l.ends(0)
+	if n := strings.Count(l.console.String(), "task=http-pattern result=ok"); n != 2 {
+		t.Errorf("%d guests fetched what they should, %s", n, l.stood())
+	}
 	for i, name := range []string{"a", "b", "c"} {
 		if want := fmt.Sprintf("address=10.64.0.%d/16 gateway=10.64.0.1 dns=10.64.0.1", 2+i); !strings.Contains(l.console.String(), name+" | "+guest.Prefix+"net=eth0 ") ||
 			!strings.Contains(l.console.String(), want) {
