@@ -10,13 +10,15 @@ import (
 )
 
 var schema = Schema{
-	Top:   map[string]Kind{"cache-size": Text},
-	Guest: map[string]Kind{"memory": Text, "cpus": Text, "disks": List, "kaslr": Switch, "kernel": Text},
+	Top:      map[string]Kind{"cache-size": Text},
+	Sections: map[string]map[string]Kind{"segments": {"mtu": Text, "uplink": Text}},
+	Guest:    map[string]Kind{"memory": Text, "cpus": Text, "disks": List, "kaslr": Switch, "kernel": Text},
 }
 
 func TestParse(t *testing.T) {
 	f, problems := Parse("up.yaml", []byte(`# two kinds
 cache-size: 1G
+segments: {lan0: {mtu: 9000, uplink: user}, lan1: }
 guests:
   web:
     memory: 512M
@@ -31,10 +33,14 @@ guests:
 	want := &File{
 		Path: "up.yaml",
 		Top:  []Setting{{"cache-size", "1G", Pos{2, 13}}},
+		Sections: []Section{
+			{"segments", "lan0", Pos{3, 12}, []Setting{{"mtu", "9000", Pos{3, 24}}, {"uplink", "user", Pos{3, 38}}}},
+			{"segments", "lan1", Pos{3, 45}, nil},
+		},
 		Guests: []Guest{
-			{"web", Pos{4, 3}, 2, []Setting{{"memory", "512M", Pos{5, 13}}, {"disks", "a.img", Pos{6, 13}}, {"disks", "b.img,ro", Pos{6, 20}}}},
-			{"db", Pos{8, 3}, 0, []Setting{{"cpus", "2", Pos{8, 14}}, {"kaslr", "true", Pos{8, 24}}, {"disks", "c.img", Pos{8, 37}}}},
-			{"plain", Pos{9, 3}, 0, nil},
+			{"web", Pos{5, 3}, 2, []Setting{{"memory", "512M", Pos{6, 13}}, {"disks", "a.img", Pos{7, 13}}, {"disks", "b.img,ro", Pos{7, 20}}}},
+			{"db", Pos{9, 3}, 0, []Setting{{"cpus", "2", Pos{9, 14}}, {"kaslr", "true", Pos{9, 24}}, {"disks", "c.img", Pos{9, 37}}}},
+			{"plain", Pos{10, 3}, 0, nil},
 		},
 	}
 	if !reflect.DeepEqual(f, want) {
@@ -49,6 +55,15 @@ guests:
 	}
 }
 
+// many are so many names with nothing below.
+func many(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "  s%d:\n", i)
+	}
+	return b.String()
+}
+
 // TestProblems has all that is wrong with a file told at once, each with its
 // place.
 func TestProblems(t *testing.T) {
@@ -57,6 +72,13 @@ func TestProblems(t *testing.T) {
 		{"only a comment", "# nothing\n", "x: it is empty; write guests:, and below it a name for each\n"},
 		{"a list", "- a\n", "x:1:1: the file is a list; give keys with values, such as memory: 512M\n"},
 		{"no guests", "cache-size: 1G\n", "x:1:1: there are no guests; write guests:, and below it a name for each\n"},
+		{"sections", "segments:\n  a: x\n  b: {mtu: [1], up: 2}\n  a:\n  ? [c]\n  : d\nguests: {g: }\n", `x:2:6: segments "a" is a text; give keys with values, such as memory: 512M
+x:3:12: mtu is a list; give a text
+x:3:17: there is no key "up"; known are mtu, uplink
+x:4:3: "a" is given twice; first in line 2
+x:5:5: a key is a list; give one word
+`},
+		{"too many sections", "guests: {g: }\nsegments:\n" + many(MaxSections+2), "x:259:3: segments has more than 256 entries\n"},
 		{"guests empty", "guests:\n", "x:1:8: guests is empty; give keys with values, such as memory: 512M\n"},
 		{"guests {}", "guests: {}\n", "x:1:9: guests is empty; write a name for each below it\n"},
 		{"many", `cachesize: 1G
