@@ -73,7 +73,7 @@ func (b *benchNet) command() *cobra.Command {
 	flag("readings", "LIST", "", into(&b.o.Readings, traffic.ParseReadings), "how several guests read one file, or none (default all)")
 	flag("readers", "N", "4", into(&b.o.Readers, positive), "how many guests read one file")
 	flag("rounds", "N", "3", into(&b.o.Rounds, positive), "how often each way is measured")
-	flag("bytes", "SIZE", "16M", into(&b.bytes, parseSize), "how much is taken in a round")
+	flag("bytes", "SIZE", "8M", into(&b.bytes, parseSize), "how much is taken in a round")
 	flag("exchanges", "N", "500", into(&b.o.Exchanges, positive), "how many messages are sent back in a round")
 	flag("memory", "SIZE", "384M", into(&b.o.Memory, parseSize), "memory of each guest")
 	flag("timeout", "DURATION", "5m", into(&b.o.Timeout, positiveTime), "how long a program may take")

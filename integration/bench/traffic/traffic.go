@@ -112,7 +112,7 @@ type Options struct {
 	Readings  []Reading // nil for all
 	Readers   int       // guests that read the same files; 0 for 4
 	Rounds    int       // of each way; 0 for 3
-	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 16 MiB
+	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 8 MiB
 	Exchanges int       // of messages; 0 for 500
 	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
 
@@ -148,7 +148,7 @@ func (o *Options) complete() []error {
 	}
 	fill(&o.Readers, 4)
 	fill(&o.Rounds, 3)
-	fill(&o.Bytes, 16<<20)
+	fill(&o.Bytes, 8<<20)
 	fill(&o.Exchanges, 500)
 	fill(&o.Memory, 384<<20)
 	fill(&o.Timeout, 5*time.Minute)
