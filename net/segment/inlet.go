@@ -116,7 +116,10 @@ func (in *inlet) wait(from *end, f *frame.Frame, lent bool) (kept bool) {
 		return false
 	}
 	if lent {
-		f = parcelOf(f)
+		if f = in.port.seg.copyOf(f); f == nil {
+			in.port.drop(Full)
+			return false
+		}
 	}
 	l.frames[(l.first+l.count)%maxLane] = waiting{f, in.port.seg.now()}
 	l.count++

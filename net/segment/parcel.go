@@ -39,12 +39,21 @@ func (p *parcel) fill(f *frame.Frame) {
 	}
 }
 
-// parcelOf is a copy of a frame, to be kept.
-func parcelOf(f *frame.Frame) *frame.Frame {
+// maxCopies bounds the bytes of copies that wait for receivers: what goes to all is
+// copied for each that has no buffers.
+const maxCopies = 16 << 20
+
+// copyOf is a copy of a frame, to be kept; nil if there are too many already.
+func (s *Segment) copyOf(f *frame.Frame) *frame.Frame {
+	if s.copies.Add(int64(f.Len)) > maxCopies {
+		s.copies.Add(-int64(f.Len))
+		return nil
+	}
 	p := parcelFor(f.Len)
 	p.fill(f)
-	if p.frame.Done == nil {
-		p.frame.Done = p.free
+	p.frame.Done = func() {
+		s.copies.Add(-int64(p.frame.Len))
+		p.free()
 	}
 	p.frame.Header, p.frame.Len = f.Header, f.Len
 	p.frame.Pieces = append(p.frame.Pieces, memory.Loan{Bytes: p.bytes[frame.HeaderLen:]})

@@ -84,6 +84,7 @@ type Segment struct {
 
 	ends     atomic.Pointer[[]*end] // in the order of Connect; changed under mu
 	captures atomic.Pointer[[]*capture]
+	copies   atomic.Int64 // bytes of frames that wait as copies
 
 	mu    sync.RWMutex
 	table table

@@ -532,6 +532,26 @@ func TestKeptFramesAreDone(t *testing.T) {
 	}
 }
 
+// TestCopiesAreBounded has one send to many that take nothing.
+func TestCopiesAreBounded(t *testing.T) {
+	b := newBench(t, make([]PortConfig, 80)...)
+	for _, k := range b.sinks {
+		k.room = 0
+	}
+	for range maxLane {
+		b.send(1, plain(everybody, mac(1), string(make([]byte, DefaultMTU))))
+	}
+	if n := b.seg.copies.Load(); n > maxCopies || n < maxCopies-2*DefaultMTU {
+		t.Errorf("%d bytes wait", n)
+	}
+	for _, p := range b.ports {
+		p.Detach()
+	}
+	if n := b.seg.copies.Load(); n != 0 {
+		t.Errorf("%d bytes wait for nobody", n)
+	}
+}
+
 // TestTurns has one flood a receiver that has too few buffers: another that sends
 // at most as much as its share loses nothing.
 func TestTurns(t *testing.T) {
