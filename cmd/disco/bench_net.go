@@ -68,7 +68,7 @@ func (b *benchNet) command() *cobra.Command {
 	f := c.Flags()
 	f.SortFlags = false
 	flag := adder(c, &b.problems)
-	flag("programs", "LIST", "auto,never,qemu,vhost", into(&b.o.Programs, traffic.ParsePrograms), "what to measure, or none")
+	flag("programs", "LIST", "", into(&b.o.Programs, traffic.ParsePrograms), "what to measure, or none (default auto,never,qemu, and vhost where the host has it)")
 	flag("ways", "LIST", "", into(&b.o.Ways, traffic.ParseWays), "how data are taken (default all)")
 	flag("readings", "LIST", "", into(&b.o.Readings, traffic.ParseReadings), "how several guests read one file, or none (default all)")
 	flag("readers", "N", "4", into(&b.o.Readers, positive), "how many guests read one file")
@@ -133,7 +133,7 @@ func (b *benchNet) artefacts() error {
 	a.need(&b.o.Kernel, "DISCO_KERNEL", "guest", "vmlinuz", "the guests' kernel", "run `make guest` in disco's source tree, or name one by --kernel")
 	a.need(&b.o.Initrd, "", "guest", "peer.img", "the guests' initrd", "run `make guest` in disco's source tree, or name one by --initrd")
 	a.need(&b.o.Disk, "", "guest", "data.img", "the server's disk", "run `make guest` in disco's source tree, or name one by --disk")
-	if slices.Contains(b.o.Programs, traffic.QEMU) || slices.Contains(b.o.Programs, traffic.Vhost) {
+	if b.o.Programs == nil || slices.Contains(b.o.Programs, traffic.QEMU) || slices.Contains(b.o.Programs, traffic.Vhost) {
 		a.need(&b.o.QEMU, "DISCO_QEMU", "lab", "qemu/qemu-system-x86_64", "QEMU", "run `make lab` in disco's source tree, name one by --qemu, or leave it out by --programs auto,never")
 	}
 	return errors.Join(a.missing...)

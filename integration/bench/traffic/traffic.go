@@ -107,7 +107,7 @@ type Options struct {
 	Disk           string // the server's, of integration/guest/mkdata
 	QEMU           string // its program, for the programs QEMU and Vhost
 
-	Programs  []Program // nil for all but Always and Tap
+	Programs  []Program // nil for Auto, Never, QEMU, and Vhost where the host has it
 	Ways      []Way     // nil for all
 	Readings  []Reading // nil for all
 	Readers   int       // guests that read the same files; 0 for 4
@@ -124,6 +124,8 @@ type Options struct {
 	Keep   func(*Results) error // called after each program; nil for nothing
 }
 
+const vhostDevice = "/dev/vhost-net"
+
 const (
 	// FileSize is that of the file on the disk, in bytes: mkdata's default.
 	FileSize = 64 << 20
@@ -138,7 +140,10 @@ func (o *Options) complete() []error {
 	var problems []error
 	bad := func(format string, a ...any) { problems = append(problems, fmt.Errorf(format, a...)) }
 	if o.Programs == nil {
-		o.Programs = []Program{Auto, Never, QEMU, Vhost}
+		o.Programs = []Program{Auto, Never, QEMU}
+		if _, err := os.Stat(vhostDevice); err == nil {
+			o.Programs = append(o.Programs, Vhost)
+		}
 	}
 	if o.Ways == nil {
 		o.Ways = Ways
