@@ -63,7 +63,7 @@ func (b *benchShare) command() *cobra.Command {
 	flag("memory", "SIZE", "512M", into(&b.o.Memory, parseSize), "memory of each guest")
 	flag("timeout", "DURATION", "10m", into(&b.o.Timeout, positiveTime), "how long each guest may take")
 	flag("settle", "DURATION", "5m", into(&b.o.Settle, positiveTime), "how long the kernel may take to merge pages, at each look")
-	f.StringVar(&b.o.Read, "read", "/usr/lib,/usr/bin,/usr/sbin", "what each guest reads: `FOLDERS` of the image, separated by commas")
+	f.StringVar(&b.o.Read, "read", "/usr,/boot", "what each guest reads: `FOLDERS` of the image, separated by commas")
 	f.StringVar(&b.o.Job, "job", "query", "what each does then: a `JOB` query, of the package database, build, of C files, or none")
 	f.StringVar(&b.o.Image, "image", "", "the disk image in `FILE`, raw, its first partition ext4 (default: debian.raw of `make image`)")
 	f.StringVar(&b.o.QEMU, "qemu", "", "QEMU's `PROGRAM` for the mode ksm (default: the lab's)")

@@ -63,7 +63,7 @@ type Options struct {
 	Modes  []Mode // nil for auto, never and ksm
 	CPUs   int    // of each guest; 0 for 1
 	Memory uint64 // of each guest, in bytes; 0 for 512 MiB
-	Read   string // what each reads: folders of the image, separated by commas; empty for /usr/lib, /usr/bin and /usr/sbin
+	Read   string // what each reads: folders of the image, separated by commas; empty for /usr and /boot
 	Job    string // what each does then: query (its package database), build (C files) or none; empty for query
 
 	Timeout  time.Duration        // of each guest; 0 for ten minutes
@@ -89,7 +89,7 @@ func (o *Options) complete() []error {
 	}
 	fill(&o.CPUs, 1)
 	fill(&o.Memory, 512<<20)
-	fill(&o.Read, "/usr/lib,/usr/bin,/usr/sbin")
+	fill(&o.Read, "/usr,/boot")
 	fill(&o.Job, "query")
 	fill(&o.Timeout, 10*time.Minute)
 	fill(&o.Settle, 5*time.Minute)
