@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"disco/memory/arena"
 	"disco/net/frame"
 	"disco/net/segment"
+	"disco/numa"
 	"disco/virtio"
 	"disco/virtio/virtiotest"
 )
@@ -108,6 +110,77 @@ func TestHostSenderDies(t *testing.T) {
 	}
 	if st := two.port.Stats(); st.Mapped.Bytes != 15*page || st.CopiedBy["written"] != page || st.Copied != uint64(len(head)-frame.HeaderLen)+page {
 		t.Errorf("%+v", st)
+	}
+}
+
+// TestHostKindsOfMemory sends shared pages between guests on one node, on two, and
+// those whose memory has no states, there and back.
+func TestHostKindsOfMemory(t *testing.T) {
+	real, err := numa.Read(os.DirFS("/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := real.Fake(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := []struct {
+		name string
+		m    memory.Options
+	}{
+		{"thin", memory.Options{}},
+		{"sharing", memory.Options{Sharing: true}},
+		{"tracked", memory.Options{Tracked: true, Topology: two, Nodes: two.Nodes()}},
+	}
+	for _, from := range kinds {
+		for _, to := range kinds {
+			t.Run(from.name+" to "+to.name, func(t *testing.T) {
+				const pages, data, room = 10, 16 << 20, 20 << 20
+				a := pool(t, 32)
+				s := newSegment(t, segment.Config{})
+				one := plugWith(t, s, 1, segment.PortConfig{}, virtiotest.Options{}, from.m)
+				two := plugWith(t, s, 2, segment.PortConfig{}, virtiotest.Options{}, to.m)
+				one.drv.Put(data, a.Bytes()[:pages*page])
+				shared := one.space.CanShare()
+				if shared {
+					if err := one.space.Share(data/page, memory.Run{Arena: a, Page: 0, N: pages}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				head := append(make([]byte, frame.HeaderLen), tcp4(two.mac, one.mac, pages*page)...)
+				tso.Put(head)
+				at := one.drv.Alloc(page)
+				one.drv.Put(at, head)
+				for round := range 4 {
+					for i := range pages + 1 {
+						two.rx.AddRaw(virtiotest.Descriptor{Addr: memory.GPA(room + (i+round)%(pages+1)*page), Len: page, Flags: virtiotest.Write})
+					}
+					two.rx.Kick()
+					one.tx.AddRaw(virtiotest.Descriptor{Addr: at, Len: uint32(len(head))}, virtiotest.Descriptor{Addr: data, Len: pages * page})
+					one.tx.Kick()
+					one.tx.Wait()
+					var got []byte
+					for i := range pages + 1 {
+						u := two.rx.Wait()
+						b := make([]byte, u.Written)
+						if err := load(two.space, b, memory.GPA(room+(i+round)%(pages+1)*page)); err != nil {
+							t.Fatal(err)
+						}
+						got = append(got, b...)
+					}
+					if want := append(bytes.Clone(head[frame.HeaderLen:]), a.Bytes()[:pages*page]...); !bytes.Equal(got[frame.HeaderLen:], want) {
+						t.Fatalf("round %d: %d other bytes", round, len(got))
+					}
+				}
+				st := two.port.Stats()
+				if maps := st.Mapped.Bytes > 0; maps != (shared && two.space.CanShare()) {
+					t.Errorf("%+v", st)
+				}
+				if st.Mapped.Bytes+st.Copied-st.CopiedBy["written"] != st.Received.Bytes {
+					t.Errorf("the counts do not add up: %+v", st)
+				}
+			})
+		}
 	}
 }
 

@@ -55,12 +55,16 @@ func macOf(i int) [6]byte { return [6]byte{2, 0, 0, 0, byte(i >> 8), byte(i)} }
 // plug makes guest number i, whose memory can be shared, on a segment.
 func plug(t testing.TB, s *segment.Segment, i int, c segment.PortConfig, o virtiotest.Options) *guest {
 	t.Helper()
+	return plugWith(t, s, i, c, o, memory.Options{Sharing: true})
+}
+
+// plugWith makes a guest with memory of a kind.
+func plugWith(t testing.TB, s *segment.Segment, i int, c segment.PortConfig, o virtiotest.Options, m memory.Options) *guest {
+	t.Helper()
 	g := &guest{t: t, mac: macOf(i)}
 	var err error
-	g.space, err = memory.Open(memory.Options{
-		Name: fmt.Sprint("guest", i), RAM: []memory.Range{{Start: 0, Size: 32 << 20}}, Sharing: true, Huge: memory.HugeOff,
-	})
-	if err != nil {
+	m.Name, m.RAM, m.Huge = fmt.Sprint("guest", i), []memory.Range{{Start: 0, Size: 32 << 20}}, memory.HugeOff
+	if g.space, err = memory.Open(m); err != nil {
 		t.Fatal(err)
 	}
 	c.Name, c.MAC = fmt.Sprint("guest", i), g.mac

@@ -12,6 +12,7 @@ import (
 
 	"disco/memory/arena"
 	"disco/net/frame"
+	"disco/scheduler/flow"
 )
 
 // PortConfig says what port to make.
@@ -23,6 +24,9 @@ type PortConfig struct {
 	Map Mode
 	// Rate is the most that the guest may send, in bytes a second; 0 for all.
 	Rate uint64
+	// Turns, if not nil, is the guest's part of what all on the segment may send
+	// together, a flow of a Gate with a rate.
+	Turns *flow.Flow
 	// Queues is how many queue pairs there are, 1 to MaxQueues; 0 for 1.
 	Queues int
 	// Trusted guests may send from any address, and get frames for addresses that
@@ -36,6 +40,7 @@ type Port struct {
 	queues int
 	policy policy
 	limit  *rate.Limiter // or nil
+	turns  *flow.Flow    // or nil
 	inlets []*inlet      // by queue
 	feeds  []feed        // by queue
 	active atomic.Int32  // queues
@@ -66,7 +71,7 @@ func (s *Segment) Connect(c PortConfig) (*Port, error) {
 	}
 	p := &Port{
 		end:    end{seg: s, name: c.Name, mac: c.MAC, trusted: c.Trusted},
-		queues: c.Queues, policy: policy{mode: c.Map}, feeds: make([]feed, c.Queues),
+		queues: c.Queues, turns: c.Turns, policy: policy{mode: c.Map}, feeds: make([]feed, c.Queues),
 	}
 	p.outlet = p
 	if c.Rate > 0 {
@@ -130,6 +135,7 @@ func (p *Port) Attach(n int, accept frame.Offloads, to frame.Sink) error {
 		halt := make(chan struct{})
 		p.halt.Store(&halt)
 		p.present.Store(true)
+		p.hurry(false)
 	}
 	return nil
 }
@@ -142,6 +148,7 @@ func (p *Port) Detach() {
 		return
 	}
 	close(*p.halt.Load())
+	p.hurry(true)
 	p.collapsed()
 	p.sink = nil
 	for _, in := range p.inlets {
@@ -169,6 +176,12 @@ func (p *Port) Send(queue int, f *frame.Frame) (kept bool) {
 	if p.limit != nil {
 		p.pay(d, f.Len)
 	}
+	if p.turns != nil {
+		d.flush()
+		turn := p.turns.Enter(int64(f.Len))
+		p.wait(d, p.turns.Owing(int64(f.Len)))
+		p.turns.Done(turn)
+	}
 	return p.seg.send(&p.end, d, f, queue, false)
 }
 
@@ -179,7 +192,18 @@ func (p *Port) Flush(queue int) { p.feeds[queue].flush() }
 func (p *Port) pay(d *feed, n int) {
 	now := time.Now()
 	r := p.limit.ReserveN(now, n)
-	wait := r.DelayFrom(now)
+	p.wait(d, r.DelayFrom(now))
+}
+
+// hurry has what waits for its turn wait no more, or again.
+func (p *Port) hurry(on bool) {
+	if p.turns != nil {
+		p.turns.Hurry(on)
+	}
+}
+
+// wait waits, but not for a device that is unplugged.
+func (p *Port) wait(d *feed, wait time.Duration) {
 	if wait <= 0 {
 		return
 	}
