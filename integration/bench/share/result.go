@@ -44,16 +44,13 @@ type Row struct {
 // Ratio is V/M.
 func (r *Row) Ratio() float64 { return float64(r.V) / float64(r.M) }
 
-// FileCopies is how often the file data that all guests have in their page caches
-// are there, on average: in the cache, and in guests' own pages. It is 1 if each
-// guest has nothing of its own.
+// FileCopies is how often what the guests read from their disks is there, on average: in
+// the cache, and in guests' own pages, for what was copied to them and what they
+// wrote to since. It is 1 if no guest has anything of its own. What holes in files
+// read as is no part of it: guests make these zeroes themselves.
 func (r *Row) FileCopies() float64 {
-	var cached uint64 // of all guests
-	for _, g := range r.Each {
-		cached += g.Cached + g.Buffers - g.Before // which is the initramfs
-	}
-	own := cached - min(cached, r.Shared)
-	return (float64(r.Cache) + float64(own)) / (float64(cached) / float64(r.Guests))
+	own := r.Copied + r.Collapsed*pageSize
+	return float64(r.Cache+own) / (float64(r.Mapped+r.Copied) / float64(r.Guests))
 }
 
 // Results are the runs of one benchmark.

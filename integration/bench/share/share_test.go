@@ -82,7 +82,7 @@ func TestOptions(t *testing.T) {
 
 // row is a run in which each guest has 300 pages of file data.
 func row(m Mode, n int, private, cache, shared uint64) *Row {
-	r := &Row{Mode: m, Guests: n, RAM: uint64(n) * private, Cache: cache, Shared: uint64(n) * shared, Mapped: uint64(n) * shared}
+	r := &Row{Mode: m, Guests: n, RAM: uint64(n) * private, Cache: cache, Shared: uint64(n) * shared, Mapped: uint64(n) * shared, Copied: uint64(n) * (300 - shared)}
 	for range n {
 		r.Each = append(r.Each, Guest{Total: 1000, Free: 600, Cached: 300, Sum: "s"})
 		r.V += 400
@@ -118,8 +118,7 @@ func TestPromises(t *testing.T) {
 	r.Rows[0].M = 3000
 	r.Rows[1].Files += 1000
 	r.Rows[1].M = 1000
-	r.Rows[0].Shared -= 300
-	r.Rows[0].Copied = 5
+	r.Rows[0].Copied = 300
 	check(false, false, false, false, false, false)
 	var out bytes.Buffer
 	if err := r.Print(&out); err != nil || strings.Count(out.String(), "\n") != 4 {
