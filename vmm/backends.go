@@ -26,9 +26,9 @@ const maxQueues = 8
 // hold open. Their order is that of the PCI slots, so that a guest finds the
 // same device at the same place whatever else it is given.
 type backends struct {
-	bases    *bases                       // the Monitor's
-	segments *segments                    // the Monitor's
-	turns    func(path string) *flow.Flow // the guest's, for requests to the disk that path is on; nil for none
+	bases    *bases    // the Monitor's
+	segments *segments // the Monitor's
+	turns    turner    // the guest; nil for none
 	devices  []virtio.Device
 	disks    []blk.Backend   // those of Config.Disks
 	readers  []*cache.Reader // of the bases of these
@@ -39,9 +39,16 @@ type backends struct {
 	problems, refusals []error // while opening: what is wrong with cfg, and with the host
 }
 
+// turner has a guest's requests wait for their turns: those to the disk that a path is
+// on, or through a gate. It is nil where nobody waits.
+type turner interface {
+	turns(path string) *flow.Flow
+	through(g *flow.Gate) *flow.Flow
+}
+
 // openBackends opens what cfg names, and reports all that fails at once: as a
 // *ConfigError if cfg is to blame for any of it, else as a *HostError.
-func openBackends(cfg *Config, bases *bases, segments *segments, turns func(string) *flow.Flow, out *devices.Output, log *slog.Logger) (*backends, error) {
+func openBackends(cfg *Config, bases *bases, segments *segments, turns turner, out *devices.Output, log *slog.Logger) (*backends, error) {
 	b := &backends{bases: bases, segments: segments, turns: turns}
 	if cfg.Console == ConsoleVirtio {
 		b.console = console.New(out)

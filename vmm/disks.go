@@ -104,7 +104,7 @@ func (b *backends) flow(path string) *flow.Flow {
 	if b.turns == nil {
 		return nil
 	}
-	return b.turns(path)
+	return b.turns.turns(path)
 }
 
 // images opens a disk without its limits.

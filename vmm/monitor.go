@@ -116,7 +116,7 @@ func (m *Monitor) build(cfg Config, private bool) (_ *Guest, err error) {
 			return nil, err
 		}
 	}
-	if g.backends, err = openBackends(&cfg, &m.bases, &m.segments, g.turns, g.out, g.log); err != nil {
+	if g.backends, err = openBackends(&cfg, &m.bases, &m.segments, g, g.out, g.log); err != nil {
 		return nil, err
 	}
 	if g.machine, err = g.build(); err != nil {

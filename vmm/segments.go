@@ -18,6 +18,7 @@ import (
 	"disco/net/segment"
 	"disco/net/tap"
 	"disco/net/user"
+	"disco/scheduler/flow"
 	netdev "disco/virtio/net"
 )
 
@@ -44,6 +45,7 @@ type Segment struct {
 	Uplink UplinkKind
 	Tap    string     // UplinkTap: the interface, made if it does not exist
 	Bridge string     // UplinkTap: the bridge to put it on, or empty
+	Rate   uint64     // bytes a second that its guests send together, divided by their tickets; 0 for no limit
 	Router netip.Addr // that guests are told of, in Subnet; the zero Addr for the one of the uplink, if that has one
 }
 
@@ -174,6 +176,17 @@ type network struct {
 	lan     *lan.Lan
 	uplink  *lan.Cable // or nil
 	tap     *tap.Tap   // or nil
+	gate    *flow.Gate // with a rate, or nil
+}
+
+// gate is that of a segment with a rate, or nil.
+func (s *segments) gate(name string) *flow.Gate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.find(name); n != nil {
+		return n.gate
+	}
+	return nil
 }
 
 // declare makes segments that are valid.
@@ -222,6 +235,9 @@ func (s *segments) add(d Segment, declared []Segment) (_ *network, err error) {
 		}
 	}
 	n := &network{Segment: d}
+	if d.Rate > 0 {
+		n.gate = flow.New(flow.Config{Rate: d.Rate})
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
@@ -292,8 +308,9 @@ type port struct {
 }
 
 // connect makes a port for the guest of cfg, whose networks n is one of; device
-// counts those on the same segment. The caller closes the port.
-func (s *segments) connect(n *Net, device int, cfg *Config) (*port, error) {
+// counts those on the same segment, and turns is the guest's part of the segment's rate,
+// if that has one. The caller closes the port.
+func (s *segments) connect(n *Net, device int, cfg *Config, turns *flow.Flow) (*port, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at := s.find(n.Segment)
@@ -315,7 +332,7 @@ func (s *segments) connect(n *Net, device int, cfg *Config) (*port, error) {
 		name += "/" + strconv.Itoa(device)
 	}
 	p, err := at.segment.Connect(segment.PortConfig{
-		Name: name, MAC: mac, Map: n.Map, Rate: n.Rate, Queues: min(cfg.CPUs, maxQueues), Trusted: n.Unguarded,
+		Name: name, MAC: mac, Map: n.Map, Rate: n.Rate, Turns: turns, Queues: min(cfg.CPUs, maxQueues), Trusted: n.Unguarded,
 	})
 	if err != nil {
 		at.lan.Remove(mac)
@@ -349,7 +366,11 @@ func (p *port) close() error {
 
 // openSegment puts a guest on a segment.
 func (b *backends) openSegment(n *Net, device int, cfg *Config, log *slog.Logger) {
-	p, err := b.segments.connect(n, device, cfg)
+	var turns *flow.Flow
+	if gate := b.segments.gate(n.Segment); gate != nil && b.turns != nil {
+		turns = b.turns.through(gate)
+	}
+	p, err := b.segments.connect(n, device, cfg, turns)
 	if err != nil {
 		if _, ok := errors.AsType[*HostError](err); ok {
 			b.refusals = append(b.refusals, err)

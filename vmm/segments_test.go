@@ -38,7 +38,7 @@ func TestSegments(t *testing.T) {
 	connect := func(n Net, device int, guest string) *port {
 		t.Helper()
 		n.Kind = NetSegment
-		p, err := s.connect(&n, device, &Config{Name: guest, CPUs: 2})
+		p, err := s.connect(&n, device, &Config{Name: guest, CPUs: 2}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestSegments(t *testing.T) {
 		{Net{Segment: "wide", MTU: 1500}, "net segment wide: its MTU is 9000, and 1500 is asked for"},
 		{Net{Segment: "wide", MAC: b.mac}, "guest b: another guest has the same MAC"},
 	} {
-		if _, err := s.connect(&c.n, 0, &Config{Name: "c", CPUs: 1}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := s.connect(&c.n, 0, &Config{Name: "c", CPUs: 1}, nil); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v, want %q", c.n, err, c.want)
 		} else if _, host := errors.AsType[*HostError](err); host {
 			t.Errorf("%v is called the host's", err)
@@ -97,7 +97,7 @@ func TestSegments(t *testing.T) {
 // TestNoSubnet: subnets do not overlap, and when there are no more that is said.
 func TestNoSubnet(t *testing.T) {
 	s := newSegments(t, Segment{Name: "a", Subnet: netip.MustParsePrefix("10.64.0.0/10")}, Segment{Name: "b", Subnet: netip.MustParsePrefix("10.128.0.0/9")})
-	_, err := s.connect(&Net{Kind: NetSegment, Segment: "c"}, 0, &Config{Name: "x", CPUs: 1})
+	_, err := s.connect(&Net{Kind: NetSegment, Segment: "c"}, 0, &Config{Name: "x", CPUs: 1}, nil)
 	if _, ok := errors.AsType[*HostError](err); !ok || err.Error() != "net segment c: no subnet is free for it; give it one" {
 		t.Errorf("%v", err)
 	}

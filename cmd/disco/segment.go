@@ -19,14 +19,14 @@ const segmentForm = "NAME[,OPTION…]"
 const segmentHelp = "a network of the guests of this process, for --net segment=NAME; one that is only named by --net has the defaults. Options: mtu=N, " +
 	"the largest IP packet; subnet=ADDRESS/BITS, whose first address is the segment's DHCP and name server (default 10.64.0.0/16 for the first segment, " +
 	"10.65.0.0/16 for the next); uplink=user, guests reach what this process can; uplink=tap=NAME, with bridge=BRIDGE, a tap interface of this host is on it " +
-	"(needs CAP_NET_ADMIN); router=ADDRESS, guests' way out. Again for the next segment"
+	"(needs CAP_NET_ADMIN); rate=SIZE, what its guests may send together in a second, divided by their tickets; router=ADDRESS, guests' way out. Again for the next segment"
 
 // segmentsKey is the key of a file of disco up for segments, and segmentKeys are
 // those of each: the options of --segment.
 const segmentsKey = "segments"
 
 var segmentKeys = map[string]compose.Kind{
-	"mtu": compose.Text, "subnet": compose.Text, "uplink": compose.Text, "bridge": compose.Text, "router": compose.Text,
+	"mtu": compose.Text, "subnet": compose.Text, "uplink": compose.Text, "bridge": compose.Text, "rate": compose.Text, "router": compose.Text,
 }
 
 // segmentOption reads an option of a segment into s.
@@ -52,14 +52,24 @@ func segmentOption(s *vmm.Segment, key, value string) (err error) {
 		}
 	case "bridge":
 		s.Bridge = value
+	case "rate":
+		s.Rate, err = parseRate(value)
 	case "router":
 		if s.Router, err = netip.ParseAddr(value); err != nil {
 			err = errors.New("not an IP address")
 		}
 	default:
-		err = errors.New("a segment has no such option; there are mtu, subnet, uplink, bridge and router")
+		err = errors.New("a segment has no such option; there are mtu, subnet, uplink, bridge, rate and router")
 	}
 	return err
+}
+
+func parseRate(s string) (uint64, error) {
+	n, err := parseSize(s)
+	if err != nil || n == 0 {
+		return 0, errors.New("it is a size of 1 byte a second or more, such as 20M; leave it out for no limit")
+	}
+	return n, nil
 }
 
 func parseMTU(s string) (int, error) {
@@ -70,7 +80,7 @@ func parseMTU(s string) (int, error) {
 	return n, nil
 }
 
-// parseSegment reads NAME[,mtu=N][,subnet=PREFIX][,uplink=U][,bridge=B][,router=A].
+// parseSegment reads NAME[,mtu=N][,subnet=PREFIX][,uplink=U][,bridge=B][,rate=SIZE][,router=A].
 func parseSegment(text string) (vmm.Segment, error) {
 	name, options, more := strings.Cut(text, ",")
 	s := vmm.Segment{Name: name}
@@ -104,6 +114,7 @@ func formatSegment(s *vmm.Segment) string {
 	add(s.Uplink == vmm.UplinkUser, "uplink=user")
 	add(s.Uplink == vmm.UplinkTap, "uplink=tap=", s.Tap)
 	add(s.Bridge != "", "bridge=", s.Bridge)
+	add(s.Rate != 0, "rate=", strconv.FormatUint(s.Rate, 10))
 	add(s.Router.IsValid(), "router=", s.Router.String())
 	return text
 }
@@ -182,9 +193,7 @@ func segmentNetOption(n *vmm.Net, option string) (err error) {
 	case "map":
 		n.Map, err = parseMap(value)
 	case "rate":
-		if n.Rate, err = parseSize(value); err != nil || n.Rate == 0 {
-			err = errors.New("it is a size of 1 byte a second or more, such as 20M; leave it out for no limit")
-		}
+		n.Rate, err = parseRate(value)
 	case "guard":
 		switch value {
 		case "on":

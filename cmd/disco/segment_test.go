@@ -23,6 +23,7 @@ import (
 var segmentTexts = map[string]vmm.Segment{
 	"lan0":             {Name: "lan0"},
 	"lan0,uplink=user": {Name: "lan0", Uplink: vmm.UplinkUser},
+	"lan0,rate=20000":  {Name: "lan0", Rate: 20000},
 	"lan0,mtu=9000,subnet=10.1.0.0/24,uplink=tap=t0,bridge=b0,router=10.1.0.254": {
 		Name: "lan0", MTU: 9000, Subnet: netip.MustParsePrefix("10.1.0.0/24"), Uplink: vmm.UplinkTap, Tap: "t0", Bridge: "b0",
 		Router: netip.MustParseAddr("10.1.0.254"),
@@ -41,11 +42,12 @@ func TestParseSegment(t *testing.T) {
 	}
 	for s, want := range map[string]string{
 		"l,":                     "a segment has no such option",
-		"l,colour=red":           "there are mtu, subnet, uplink, bridge and router",
+		"l,colour=red":           "there are mtu, subnet, uplink, bridge, rate and router",
 		"l,mtu=1":                "an MTU is 1280 to 65535",
 		"l,subnet=10.0.0.1":      "not a subnet",
 		"l,uplink=tapt0":         "there are user, tap=NAME and none",
 		"l,router=r":             "not an IP address",
+		"l,rate=0":               "it is a size of 1 byte a second or more",
 		"l,mtu=9000,mtu=9001":    "mtu is given twice",
 		"l,uplink=user,uplink=x": "uplink is given twice",
 	} {
@@ -125,7 +127,7 @@ guests:
 	got := strings.ReplaceAll(w.err.String(), filepath.Dir(path)+"/", "")
 	for _, want := range []string{
 		`3:15: mtu "5": an MTU is 1280 to 65535`,
-		`3:18: there is no key "colour"; known are bridge, mtu, router, subnet, uplink`,
+		`3:18: there is no key "colour"; known are bridge, mtu, rate, router, subnet, uplink`,
 		`4:3: segment "LAN2": a segment's name has lower-case letters`,
 		`5:18: segment lan3: its subnet 10.1.2.0/24 overlaps with 10.1.0.0/16 of segment lan0`,
 		`6:18: segment lan4: subnet 10.2.0.1/16: it begins at 10.2.0.0/16`,

@@ -42,6 +42,9 @@ type Config struct {
 	// MaxDepth. Then requests that take less than Short on average all go through:
 	// to wait would take longer.
 	Depth int
+	// Rate is how many units of cost may go through in a second, one request after
+	// another: see Flow.Owing. 0 is as many as do.
+	Rate uint64
 }
 
 const (
@@ -68,6 +71,7 @@ type Gate struct {
 	until    int64   // and for how long
 	timer    *time.Timer
 	unused   *waiter // and those after it
+	pace     pace
 }
 
 // Flow is one guest's requests to a Gate. Its methods may be called from any
@@ -104,8 +108,11 @@ type Pass struct {
 
 // New makes a Gate without flows.
 func New(c Config) *Gate {
-	g := &Gate{depth: int64(c.Depth)}
-	if c.Depth <= 0 {
+	g := &Gate{depth: int64(c.Depth), pace: pace{rate: c.Rate}}
+	switch {
+	case c.Rate > 0:
+		g.depth = 1
+	case c.Depth <= 0:
 		g.depth, g.knee = MaxDepth, &knee{}
 	}
 	g.timer = time.AfterFunc(time.Hour, g.giveUp)
@@ -127,8 +134,8 @@ func (f *Flow) SetWeight(weight uint64) {
 // began is when the clock of this package began.
 var began = time.Now()
 
-// clock is monotonic, in ns, and not 0.
-func clock() int64 { return int64(time.Since(began)) + 1 }
+// clock is monotonic, in ns, and not 0, as what is 0 is not known.
+func clock() int64 { return int64(time.Since(began)) | 1 }
 
 // Enter waits for the turn of a request of a cost, in any unit that is the same for
 // all flows of the Gate, 1 to 2^33. The caller has to call Done. It does not

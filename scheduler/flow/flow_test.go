@@ -168,6 +168,43 @@ func TestWeight(t *testing.T) {
 	})
 }
 
+// TestRate: what a Gate with a rate lets through in a second is that, divided by
+// weights, and all of it goes to who is alone.
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Rate: 10_000_000})
+		var had [2]atomic.Int64
+		var stop [2]atomic.Bool
+		var all sync.WaitGroup
+		for i, weight := range []uint64{3, 1} {
+			f := g.NewFlow(weight)
+			cost := int64(1500 + 30_000*i) // bytes count, not frames
+			all.Go(func() {
+				for !stop[i].Load() {
+					p := f.Enter(cost)
+					time.Sleep(f.Owing(cost))
+					f.Done(p)
+					had[i].Add(cost)
+				}
+			})
+		}
+		time.Sleep(10 * time.Second)
+		x, y := had[0].Load(), had[1].Load()
+		if r := float64(x) / float64(y); r < 2.9 || r > 3.1 || x+y < 99e6 || x+y > 101e6 {
+			t.Errorf("3:1 of 100 MB: %d and %d", x, y)
+		}
+		stop[0].Store(true)
+		time.Sleep(time.Second)
+		y = had[1].Load()
+		time.Sleep(time.Second)
+		if n := had[1].Load() - y; n < 99e5 || n > 101e5 {
+			t.Errorf("alone it has %d of 10 MB", n)
+		}
+		stop[1].Store(true)
+		all.Wait()
+	})
+}
+
 // TestHurry: a flow that is in a hurry does not wait.
 func TestHurry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
