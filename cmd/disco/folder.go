@@ -46,7 +46,8 @@ func folderOption(f *vmm.Folder, s string) (ok bool, err error) {
 }
 
 // parseFolder reads DIR[:TAG] and options, each after a comma. A path may contain
-// commas and colons: it ends where only options follow, and a tag has no slash.
+// commas and colons: it ends where only options follow, and a tag has no slash. The
+// folder's own name, as a tag, has an underscore in place of each.
 func parseFolder(s string) (vmm.Folder, error) {
 	f := vmm.Folder{Window: vmm.DefaultWindow}
 	path, given := s, map[string]bool{}
@@ -88,6 +89,7 @@ func parseFolder(s string) (vmm.Folder, error) {
 		if f.Tag = filepath.Base(whole); f.Tag == "/" {
 			return vmm.Folder{}, errors.New("the root has no name to be a tag; write /:TAG")
 		}
+		f.Tag = strings.NewReplacer(":", "_", ",", "_").Replace(f.Tag)
 	}
 	return f, nil
 }

@@ -13,13 +13,14 @@ var folders = map[string]vmm.Folder{
 	"/srv/data/":                  {Path: "/srv/data/", Tag: "data", Window: vmm.DefaultWindow},
 	"/srv/data:src":               {Path: "/srv/data", Tag: "src", Window: vmm.DefaultWindow},
 	"/srv/data,ro":                {Path: "/srv/data", Tag: "data", ReadOnly: true, Window: vmm.DefaultWindow},
+	":0/":                         {Path: ":0/", Tag: "_0", Window: vmm.DefaultWindow},
 	"data:x,dax":                  {Path: "data", Tag: "x", Advise: true, Window: vmm.DefaultWindow},
 	"data:x,ro,window=1G":         {Path: "data", Tag: "x", ReadOnly: true, Window: 1 << 30},
 	"/a:b/c":                      {Path: "/a:b/c", Tag: "c", Window: vmm.DefaultWindow},
-	"/a,b/c,d":                    {Path: "/a,b/c,d", Tag: "c,d", Window: vmm.DefaultWindow},
+	"/a,b/c,d":                    {Path: "/a,b/c,d", Tag: "c_d", Window: vmm.DefaultWindow},
 	"/:root,window=off":           {Path: "/", Tag: "root"},
 	"/srv/data:a:b,window=2M,ro":  {Path: "/srv/data:a", Tag: "b", ReadOnly: true, Window: 2 << 20},
-	"/srv/data,ro,readonly=maybe": {Path: "/srv/data,ro,readonly=maybe", Tag: "data,ro,readonly=maybe", Window: vmm.DefaultWindow},
+	"/srv/data,ro,readonly=maybe": {Path: "/srv/data,ro,readonly=maybe", Tag: "data_ro_readonly=maybe", Window: vmm.DefaultWindow},
 }
 
 var badFolders = map[string]string{
