@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"crypto/md5"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"disco/integration/guest"
+	"disco/vmm"
 )
 
 // TestLabFolder has two Linux guests mount one folder and map its files: they read
@@ -46,9 +48,11 @@ me=$($b cat /proc/sys/kernel/random/boot_id)
 $b mkdir $me && $b cp script $me/copy && $b dd if=data of=$me/part bs=64k count=16 conv=fsync 2>/dev/null || exit 2
 $b ln -s /proc/version $me/link && $b cmp -s $me/link /proc/version || exit 3
 $b ls /mnt/s/.. >/dev/null; $b ls $me/../../etc/passwd >/dev/null 2>&1 || [ -e $me/../script ] || exit 4
+exec 3<data
 echo "$($b md5sum <data) has-read"
 until [ -e cut ]; do $b sleep 1; done
-$b md5sum <data >/dev/null; echo "is-still-there"
+# The open file is as long as it was, for all that the guest's kernel knows.
+$b md5sum <&3 >/dev/null; echo "is-still-there"
 `)
 	sum := fmt.Sprintf("%x", md5.Sum(data))
 	report := filepath.Join(t.TempDir(), "report.json")
@@ -85,6 +89,19 @@ $b md5sum <data >/dev/null; echo "is-still-there"
 	l.saysTimes(guests, "is-still-there")
 	l.saysTimes(guests, guest.Prefix+"task=script result=ok")
 	l.ends(0)
+	text, err := os.ReadFile(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reports []struct{ Folders []vmm.FolderStats }
+	if err := json.Unmarshal(text, &reports); err != nil || len(reports) != guests {
+		t.Fatalf("%d reports, %v", len(reports), err)
+	}
+	for i, r := range reports {
+		if len(r.Folders) != 1 || r.Folders[0].Mended != size/2/pageSize || r.Folders[0].BadRequests != 0 {
+			t.Errorf("guest %d: %+v", i, r.Folders)
+		}
+	}
 }
 
 // mapped is what a process has of a file, in KiB.
