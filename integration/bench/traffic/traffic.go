@@ -116,7 +116,7 @@ type Options struct {
 	Exchanges int       // of messages; 0 for 500
 	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
 
-	Timeout  time.Duration // of each program; 0 for five minutes
+	Timeout  time.Duration // of each program or reading; 0 for eight minutes
 	Emulated bool          // this host is: a run in which a guest is lost is done once more
 	Progress io.Writer     // what is being done; nil for nothing
 
@@ -156,7 +156,7 @@ func (o *Options) complete() []error {
 	fill(&o.Bytes, 8<<20)
 	fill(&o.Exchanges, 500)
 	fill(&o.Memory, 384<<20)
-	fill(&o.Timeout, 5*time.Minute)
+	fill(&o.Timeout, 8*time.Minute)
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
