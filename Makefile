@@ -88,17 +88,11 @@ bench-share: build guest image lab ## measure how much memory guests of one imag
 .PHONY: bench-net
 bench-net: build guest lab ## measure how guests exchange data, beside QEMU's on taps, in the lab
 	@rm -f build/bench/net.json
-	@for try in 1 2 3 4; do \
-		timeout -k 20 2700 bin/disco lab --steady --nodes 1 --cpus 2 --memory 4G $(ARGS) -- bin/disco bench net --resume --out build/bench/net $(NET) && break; \
-		[ $$? = 1 ] && [ $$try != 4 ] || exit 1; \
-	done
-	@go run ./integration/bench/plot build/bench/net.json
-
-.PHONY: test-folder
-test-folder: build guest lab ## try POSIX and load on a shared folder, in a guest, in the lab: some ten minutes
-	@scripts/debian stress
-	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/posix ./integration/guest/posix
-	@timeout -k 20 2400 bin/disco lab --steady --nodes 1 --cpus 2 --memory 4G $(ARGS) -- scripts/posix-folder build/guest/posix build/guest/stress
+	@status=1; for try in 1 2 3; do \
+		timeout -k 20 2700 bin/disco lab --steady --nodes 1 --cpus 2 --memory 4G $(ARGS) -- bin/disco bench net --resume --out build/bench/net $(NET) && status=0 && break; \
+		[ $$? = 1 ] || break; \
+	done; \
+	go run ./integration/bench/plot build/bench/net.json && exit $$status
 
 .PHONY: soak-memory
 soak-memory: tiny ## ten million checked writes while pages move and are copied: minutes
