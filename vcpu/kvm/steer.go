@@ -21,7 +21,7 @@ type Steering struct {
 	// and to raise it first if Low is 0.
 	Hold atomic.Uint32
 	// Low and Hold were looked at after so many interruptions.
-	turns atomic.Uint32
+	turns atomic.Uint64
 	// idle is 1 while the thread may have SCHED_IDLE.
 	idle atomic.Uint32
 	// inside is 1 while it is in RunSteered.
@@ -50,7 +50,7 @@ func (s *Steering) Idle() bool { return s.idle.Load() != 0 }
 func (s *Steering) Inside() bool { return s.inside.Load() != 0 }
 
 // Turns is how often KVM_RUN was interrupted without RunSteered returning.
-func (s *Steering) Turns() uint64 { return uint64(s.turns.Load()) }
+func (s *Steering) Turns() uint64 { return s.turns.Load() }
 
 // Held is for how many ns the vCPU was held so far.
 func (s *Steering) Held() int64 {
@@ -122,7 +122,7 @@ func (c *VCPU) RunSteered(s *Steering, calls *atomic.Uint32, seen uint32) error 
 		if *call != seen || s.Tell > 0 && s.Untold >= s.Tell {
 			break
 		}
-		*plain(&s.turns)++
+		*(*uint64)(unsafe.Pointer(&s.turns))++
 	}
 	*plain(&s.inside) = 0
 	if was {
