@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
@@ -52,25 +53,46 @@ func newWeights() (*weights, error) {
 
 func write(path, text string) error { return os.WriteFile(path, []byte(text), 0o644) }
 
-// set puts a thread into a cgroup of its own.
-func (w *weights) set(name string, tid int, tickets int64) error {
+// set puts a thread into a cgroup of its own, in a group's or directly below the root.
+func (w *weights) set(name, group string, tid int, tickets int64) error {
+	if err := w.make(filepath.Join(group, name), tickets); err != nil {
+		return err
+	}
+	w.tids = append(w.tids, tid)
+	file := "tasks"
+	if w.v2 {
+		file = "cgroup.threads"
+	}
+	return write(filepath.Join(w.root, group, name, file), strconv.Itoa(tid))
+}
+
+// make makes a cgroup below the root.
+func (w *weights) make(name string, tickets int64) error {
 	dir := filepath.Join(w.root, name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
 	w.folders = append(w.folders, dir)
-	w.tids = append(w.tids, tid)
-	if !w.v2 {
-		const unit = 1024
-		return errors.Join(write(filepath.Join(dir, "cpu.shares"), strconv.FormatInt(tickets*unit, 10)), write(filepath.Join(dir, "tasks"), strconv.Itoa(tid)))
+	if w.v2 {
+		// All below the first threaded one have to be so before they get controllers.
+		err := errors.Join(
+			write(filepath.Join(dir, "cgroup.type"), "threaded"),
+			write(filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"), "+cpu"))
+		if err != nil {
+			return err
+		}
 	}
-	err := write(filepath.Join(dir, "cgroup.type"), "threaded")
-	if len(w.folders) == 1 {
-		err = errors.Join(err, write(filepath.Join(w.root, "cgroup.subtree_control"), "+cpu"))
+	return w.weigh(name, tickets)
+}
+
+// weigh changes what a cgroup gets.
+func (w *weights) weigh(name string, tickets int64) error {
+	dir := filepath.Join(w.root, name)
+	if w.v2 {
+		return write(filepath.Join(dir, "cpu.weight"), strconv.FormatInt(min(tickets, 10_000), 10))
 	}
-	return errors.Join(err,
-		write(filepath.Join(dir, "cpu.weight"), strconv.FormatInt(min(tickets, 10_000), 10)),
-		write(filepath.Join(dir, "cgroup.threads"), strconv.Itoa(tid)))
+	const unit = 128 // the kernel takes 2 to 262144
+	return write(filepath.Join(dir, "cpu.shares"), strconv.FormatInt(tickets*unit, 10))
 }
 
 // leave puts the threads back, so that they can end whatever their weights.
@@ -87,7 +109,7 @@ func (w *weights) leave() {
 
 func (w *weights) close() error {
 	var errs []error
-	for _, dir := range w.folders {
+	for _, dir := range slices.Backward(w.folders) {
 		errs = append(errs, os.Remove(dir))
 	}
 	if w.v2 {

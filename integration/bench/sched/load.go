@@ -71,7 +71,7 @@ func loads(many int) []load {
 	all[4].slow = 2
 	all = append(all,
 		load{
-			name: "change", about: "1:1, then 3:1, then 1:3", guests: hogs(100, 100), only: []Policy{Stride, Lottery},
+			name: "change", about: "1:1, then 3:1, then 1:3", guests: hogs(100, 100),
 			phases: []phase{
 				{part: 1. / 3, want: []float64{1, 1}},
 				{part: 1. / 3, want: []float64{3, 1}, change: func(r *rig) error { return r.tickets("g0", 300) }},
@@ -79,7 +79,7 @@ func loads(many int) []load {
 			},
 		},
 		load{
-			name: "join", about: "2:1, a third with 3 joins, and leaves", only: []Policy{Stride, Lottery},
+			name: "join", about: "2:1, a third with 3 joins, and leaves",
 			guests: []member{{name: "g0", tickets: 200}, {name: "g1", tickets: 100}, {name: "g2", tickets: 300, late: true}},
 			phases: []phase{
 				{part: 1. / 3, want: []float64{2, 1, 0}},
@@ -98,10 +98,10 @@ func loads(many int) []load {
 				{name: "g0", tickets: 100}, {name: "pause", tickets: 100, cmdline: "mode=1 work=1000"},
 				{name: "ports", tickets: 100, cmdline: "mode=2 work=10"}, {name: "mmio", tickets: 100, cmdline: "mode=3 work=10"},
 			},
-			phases: []phase{{part: 1, want: []float64{1, 1, 1, 1}}},
+			phases: []phase{{part: 1, want: []float64{1, 1, 1, 1}}}, only: []Policy{Stride, Cgroup},
 		},
 		load{
-			name: "inflation", about: "groups a and b 1:1; half-way a's second guest takes ten times its tickets", only: []Policy{Stride, Lottery},
+			name: "inflation", about: "groups a and b 1:1; half-way a's second guest takes ten times its tickets",
 			groups: map[string]int64{"a": 100, "b": 100},
 			guests: []member{{name: "a0", group: "a", tickets: 100}, {name: "a1", group: "a", tickets: 100}, {name: "b0", group: "b", tickets: 100}},
 			phases: []phase{
@@ -118,7 +118,7 @@ func loads(many int) []load {
 	nodes.guests[2].node, nodes.guests[3].node = 1, 1
 	all = append(all, nodes)
 	skewed := ratio(append([]int64{100}, slices.Repeat([]int64{1}, 100)...)...)
-	skewed.name, skewed.about, skewed.slow = "skewed", "100:1:…:1, 101 guests", 2
+	skewed.name, skewed.about = "skewed", "100:1:…:1, 101 guests"
 	skewed.only = []Policy{Stride, Cgroup}
 	all = append(all, skewed)
 	if many > 1 {

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -350,6 +351,12 @@ func (r *rig) build(sys *kvm.System, p Policy) (err error) {
 		}
 	}
 	for name, n := range r.load.groups {
+		if r.weight != nil {
+			if err := r.weight.make(name, n); err != nil {
+				return err
+			}
+			continue
+		}
 		if r.groups[name], err = r.sched.NewGroup(name, nil, n); err != nil {
 			return err
 		}
@@ -378,7 +385,7 @@ func (r *rig) start(i int) error {
 		return err
 	}
 	if r.weight != nil {
-		return r.weight.set(m.name, g.cpu.TID(), m.tickets)
+		return r.weight.set(m.name, m.group, g.cpu.TID(), m.tickets)
 	}
 	s, err := r.sched.NewGuest(host.GuestConfig{Name: m.name, Group: r.groups[m.group], Tickets: m.tickets})
 	if err != nil {
@@ -393,11 +400,17 @@ func (r *rig) index(name string) int {
 	return slices.IndexFunc(r.load.guests, func(m member) bool { return m.name == name })
 }
 
-func (r *rig) tickets(name string, n int64) error { return r.shares[r.index(name)].SetTickets(n) }
+func (r *rig) tickets(name string, n int64) error {
+	i := r.index(name)
+	if r.weight != nil {
+		return r.weight.weigh(filepath.Join(r.load.guests[i].group, name), n)
+	}
+	return r.shares[i].SetTickets(n)
+}
 
 func (r *rig) allTickets(n ...int64) error {
 	for i, n := range n {
-		if err := r.shares[i].SetTickets(n); err != nil {
+		if err := r.tickets(r.load.guests[i].name, n); err != nil {
 			return err
 		}
 	}
@@ -408,10 +421,12 @@ func (r *rig) join(name string) error { return r.start(r.index(name)) }
 
 func (r *rig) leave(name string) error {
 	i := r.index(name)
-	if err := r.shares[i].Close(); err != nil {
-		return err
+	if s := r.shares[i]; s != nil {
+		r.shares[i] = nil
+		if err := s.Close(); err != nil {
+			return err
+		}
 	}
-	r.shares[i] = nil
 	r.guests[i].stop()
 	return nil
 }
