@@ -410,7 +410,13 @@ func (v *VCPU) Move(pool int) {
 		return
 	}
 	v.pool.remove(v)
-	s.pools[pool].add(v)
+	to := s.pools[pool]
+	to.add(v)
+	if tid := v.thread.TID(); tid != 0 {
+		// The pool that it left may have bound it last. A thread that has ended is
+		// nothing to bind, and CPUs that have gone are found out.
+		_ = s.sys.pin(tid, to.cpus)
+	}
 }
 
 // Usage is what a vCPU has had.

@@ -396,6 +396,32 @@ func TestPoolComesAndGoes(t *testing.T) {
 }
 
 // TestPoolClockSteps: a clock that stands still or goes back harms nobody.
+// TestPoolMoves: a vCPU that moves to another pool runs there at once, even if the one
+// it leaves had bound it, and what it has is counted on.
+func TestPoolMoves(t *testing.T) {
+	w := newWorld(t, Config{Pools: [][]int{{0, 1}, {2, 3}}})
+	for range 3 {
+		w.guest(t, GuestConfig{Tickets: 100})
+	}
+	w.run(time.Second)
+	for i, x := range w.threads {
+		before := w.s.Usage()[i].Used
+		w.s.guests[i].members[0].Move(1)
+		if u := w.s.Usage()[i]; u.Pool != 1 || u.Used != before {
+			t.Errorf("a vCPU that moved: %+v, before it had %v", u, before)
+		}
+		if on := w.pinned[x.tid]; !slices.Equal(on, []int{2, 3}) {
+			t.Errorf("thread %d moved to CPUs 2 and 3, and is bound to %v", x.tid, on)
+		}
+		if x.held || x.low {
+			t.Errorf("thread %d moved, and waits still", x.tid)
+		}
+	}
+	if n := len(w.s.pools[0].loose) + len(w.s.pools[0].members); n != 0 {
+		t.Errorf("%d are left", n)
+	}
+}
+
 func TestPoolClockSteps(t *testing.T) {
 	w := newWorld(t, Config{Pools: [][]int{{0}}})
 	_, a := w.guest(t, GuestConfig{Tickets: 100})
