@@ -41,7 +41,7 @@ func TestLabNFS(t *testing.T) {
 		s := &screen{}
 		return launchIn(t, m, vmm.Config{
 			Name: name, Kernel: guestKernel(t), Initrd: inTree(t, "DISCO_PEER", "build/guest/peer.img"),
-			Cmdline: fmt.Sprintf("quiet nohz=off disco.address=10.64.0.%d disco.server=10.64.0.2 disco.bytes=%d %s", address, bytes, words),
+			Cmdline: fmt.Sprintf("quiet nohz=off sysctl.net.ipv4.tcp_tso_rtt_log=15 disco.address=10.64.0.%d disco.server=10.64.0.2 disco.bytes=%d %s", address, bytes, words),
 			Console: vmm.ConsoleSerial, CPUs: 1, Memory: 256 << 20, Disks: disks, Stdout: s,
 			Nets: []vmm.Net{{Kind: vmm.NetSegment, Segment: "nfs", Map: mode}},
 		}), s
