@@ -86,15 +86,12 @@ type Flow struct {
 	hurry       bool
 	left        int64 // when a request was done last, in ns of the clock; 0 for not known
 	think       int64 // how long it takes to return as a rule
-	waits       uint64
-	waited      time.Duration
 }
 
 // waiter is a request that waits.
 type waiter struct {
 	next  *waiter
 	start uint64
-	since int64
 	level int64
 	ready chan struct{} // of one element
 }
@@ -165,7 +162,7 @@ func (f *Flow) Enter(cost int64) Pass {
 	} else {
 		g.unused = w.next
 	}
-	w.next, w.start, w.since = nil, start, now
+	w.next, w.start = nil, start
 	f.push(w)
 	g.waiting++
 	g.dispatch(nil, now)
@@ -203,15 +200,8 @@ func (f *Flow) Hurry(on bool) {
 	defer g.mu.Unlock()
 	f.hurry = on
 	for on && f.first != nil {
-		g.let(f, clock())
+		g.let(f)
 	}
-}
-
-// Waits is how many requests had to wait so far, and for how long together.
-func (f *Flow) Waits() (n uint64, d time.Duration) {
-	f.gate.mu.Lock()
-	defer f.gate.mu.Unlock()
-	return f.waits, f.waited
 }
 
 // returned notes how long the flow took to come back.
@@ -277,7 +267,7 @@ func (g *Gate) dispatch(served *Flow, now int64) {
 		if served != nil && g.expected == nil && g.expect(served, next, now) {
 			continue
 		}
-		g.let(next, now)
+		g.let(next)
 	}
 }
 
@@ -320,7 +310,7 @@ func (g *Gate) giveUp() {
 }
 
 // let lets the first request of a flow through.
-func (g *Gate) let(f *Flow, now int64) {
+func (g *Gate) let(f *Flow) {
 	w := f.first
 	if f.first = w.next; f.first == nil {
 		for i, o := range g.waiters {
@@ -332,8 +322,6 @@ func (g *Gate) let(f *Flow, now int64) {
 	}
 	g.waiting--
 	g.pass(w.start)
-	f.waits++
-	f.waited += time.Duration(now - w.since)
 	w.level = g.inside.Load() - g.waiting
 	w.ready <- struct{}{}
 }
