@@ -238,7 +238,7 @@ func TestHostReceiverStops(t *testing.T) {
 
 // TestHostHostile has a guest send what it may not, and post what is of no use.
 func TestHostHostile(t *testing.T) {
-	s := newSegment(t, segment.Config{})
+	s := newSegment(t, segment.Config{MTU: 4148})
 	two := plug(t, s, 2, segment.PortConfig{}, virtiotest.Options{})
 	two.post(64, 2048)
 	good := tcp4(two.mac, macOf(1), 2000)

@@ -26,7 +26,7 @@ func (m Mode) String() string { return [...]string{"auto", "always", "never"}[m]
 
 // What MapAuto goes by.
 const (
-	leastRun     = 4   // pages that follow one another
+	leastRun     = 2   // pages that follow one another
 	leastCrowded = 8   // the same, when half of the process' mappings are taken
 	sample       = 512 // pages mapped, of which a quarter may be written to soon
 

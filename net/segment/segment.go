@@ -42,9 +42,10 @@ import (
 
 const (
 	// DefaultMTU is the largest IP packet, unless told otherwise: with the headers
-	// of IPv4 and of TCP with timestamps it has one page of payload, so that
-	// segments of a stream that begins with a page consist of whole pages.
-	DefaultMTU = 4096 + 20 + 20 + 12
+	// of IPv4 and of TCP with timestamps it has five pages of payload, so that
+	// segments of a stream that begins with a page consist of whole pages, and three
+	// of them fill a frame of Linux's. At a slow rate Linux sends frames of two.
+	DefaultMTU = 5*4096 + 20 + 20 + 12
 	// MinMTU is what IPv6 asks for.
 	MinMTU = 1280
 	// MaxMTU is the longest IP packet.
