@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -81,5 +83,31 @@ func TestPrintFolders(t *testing.T) {
 		"  web-1  src     12        2KiB  1KiB     6MiB       4MiB       5      1\n"
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+// TestUpFolders: folders of a file of disco up are relative to where it is.
+func TestUpFolders(t *testing.T) {
+	w := newFleetWorld(t)
+	path := upFile(t, "guests:\n  a:\n    replicas: 2\n    shares: [\"src{n}:x,ro\"]\n")
+	for _, name := range []string{"src1", "src2"} {
+		if err := os.Mkdir(filepath.Join(filepath.Dir(path), name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code := w.disco("up", "--host", "here", path); code != 0 || len(w.built) != 2 {
+		t.Fatalf("exit code %d, %d guests: %s", code, len(w.built), &w.err)
+	}
+	want := vmm.Folder{Path: filepath.Join(filepath.Dir(path), "src2"), Tag: "x", ReadOnly: true, Window: vmm.DefaultWindow}
+	if got := w.built[1].cfg.Folders; len(got) != 1 || got[0] != want {
+		t.Errorf("the second guest has %+v, not %+v", got, want)
+	}
+	path = upFile(t, "guests:\n  a:\n    shares: [../none, /]\n")
+	w = newFleetWorld(t)
+	code := w.disco("up", "--host", "here", path)
+	for _, want := range []string{":3:23: shares \"/\": the root has no name", ":3:14: share "} {
+		if code != 2 || !strings.Contains(w.err.String(), path+want) {
+			t.Errorf("exit code %d: %s", code, &w.err)
+		}
 	}
 }
