@@ -14,7 +14,7 @@ import (
 // second of its CPU time.
 func TestKVMGang(t *testing.T) {
 	for _, gang := range []bool{false, true} {
-		m, err := vmm.NewMonitor(vmm.MonitorConfig{Scheduler: vmm.SchedulerConfig{CPUs: []int{0, 1}, Strict: true}})
+		m, err := vmm.NewMonitor(vmm.MonitorConfig{Scheduler: vmm.SchedulerConfig{Strict: true}})
 		if err != nil {
 			t.Fatal(err)
 		}
