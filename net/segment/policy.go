@@ -28,7 +28,7 @@ func (m Mode) String() string { return [...]string{"auto", "always", "never"}[m]
 const (
 	leastRun     = 2   // pages that follow one another
 	leastCrowded = 8   // the same, when half of the process' mappings are taken
-	sample       = 512 // pages mapped, of which a quarter may be written to soon
+	sample       = 512 // pages mapped, of which half may be written to soon
 
 	shortPause = time.Second
 	longPause  = 64 * time.Second
@@ -68,7 +68,7 @@ func (y *policy) say(n int, now time.Duration, sink frame.Sink) frame.Policy {
 	if y.pages >= sample {
 		collapsed := sink.Collapsed()
 		bad := collapsed - min(y.seen, collapsed) // a guest that was restarted begins anew
-		if bad > y.pages/4 {
+		if bad > y.pages/2 {
 			y.pause = min(max(2*y.pause, shortPause), longPause)
 			y.until = now + y.pause
 			y.pauses++

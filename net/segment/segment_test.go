@@ -651,11 +651,11 @@ func TestPolicy(t *testing.T) {
 	if y.say(8000, now, k) != (frame.Policy{Why: frame.Short}) || !maps() {
 		t.Error("at first")
 	}
-	use(1000, 240)
+	use(1000, 490)
 	if !maps() {
 		t.Error("some are written to")
 	}
-	use(1000, 260)
+	use(1000, 510)
 	if maps() || y.pauses != 1 {
 		t.Error("many are written to")
 	}
