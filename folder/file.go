@@ -336,6 +336,29 @@ func (f *Folder) OpenMap(id uint64, off, n int64, write bool) (int, fuse.Status)
 	return fd, fuse.OK
 }
 
+// Size is how long the regular file that a node is is now, in bytes. ESTALE is for one
+// that might not be found again: it has no name, and too many have none.
+func (f *Folder) Size(id uint64) (int64, fuse.Status) {
+	n, fd, err := f.nodes.use(id)
+	if err != nil {
+		return 0, status(err)
+	}
+	defer f.nodes.done(n)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, status(err)
+	}
+	if st.Nlink == 0 {
+		f.nodes.mu.Lock()
+		held := f.nodes.hold(n)
+		f.nodes.mu.Unlock()
+		if !held {
+			return 0, fuse.Status(unix.ESTALE)
+		}
+	}
+	return st.Size, fuse.OK
+}
+
 // fill makes room for the holes of a file in a range.
 func fill(fd int, off, n int64) error {
 	var st unix.Stat_t

@@ -346,6 +346,12 @@ func TestRacingRenames(t *testing.T) {
 	if err := os.Symlink(filepath.Join(top, "outside"), link); err != nil {
 		t.Fatal(err)
 	}
+	// By its descriptor: its name may be the link's.
+	a, err := os.Open(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
 	attackers.Go(func() {
 		for !done.Load() {
 			// The directory and the link change places.
@@ -354,8 +360,8 @@ func TestRacingRenames(t *testing.T) {
 	})
 	attackers.Go(func() {
 		for !done.Load() {
-			_ = os.Rename(filepath.Join(real, "b"), away)
-			_ = os.Rename(away, filepath.Join(real, "b"))
+			_ = unix.Renameat(int(a.Fd()), "b", unix.AT_FDCWD, away)
+			_ = unix.Renameat(unix.AT_FDCWD, away, int(a.Fd()), "b")
 		}
 	})
 	var found atomic.Int64

@@ -345,6 +345,13 @@ func (t *nodes) removed(n *node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lift(n)
+	t.hold(n)
+	t.leave(n)
+}
+
+// hold keeps a node's descriptor if there is room, and says whether it is kept. It is
+// called with mu held.
+func (t *nodes) hold(n *node) bool {
 	if n.fd >= 0 && !n.held && n.lookups > 0 && t.held < t.keep {
 		n.held = true
 		t.held++
@@ -353,7 +360,7 @@ func (t *nodes) removed(n *node) {
 			n.elem = nil
 		}
 	}
-	t.leave(n)
+	return n.held
 }
 
 // moved says that n is at another place now. It ends at's use.

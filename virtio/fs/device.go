@@ -15,9 +15,10 @@
 // what the guest sees is the host's page cache, one copy for all guests. Nothing
 // here ever reads or writes those bytes.
 //
-// Should a file shrink while it is mapped, an access behind its end fails in KVM.
-// [Device.Mend] then puts pages of zeros where there are none, and the guest goes
-// on; it counts them, and the guest's next fsync of anything fails.
+// Should a file shrink while it is mapped, KVM finds no page behind its end, and the
+// guest cannot go on. So a Device looks once a second, and when KVM asks
+// ([Device.Mend]), at the sizes of files that are mapped; it puts pages of zeros where
+// there are none, and the file again before the guest hears that it has grown.
 //
 // Not done here: files (package folder); FUSE's notifications, interrupts, locks
 // and ioctls; packed rings and what else package virtio leaves out.
@@ -31,6 +32,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -47,6 +49,9 @@ type Backend interface {
 	// OpenMap opens the file that a node is, for n bytes from off to be mapped.
 	// The descriptor is the caller's.
 	OpenMap(node uint64, off, n int64, write bool) (int, fuse.Status)
+	// Size is how long the regular file that a node is is now, in bytes. It fails for
+	// one that could not be opened again.
+	Size(node uint64) (int64, fuse.Status)
 	// Reset forgets nodes and open files.
 	Reset()
 }
@@ -91,9 +96,9 @@ type Device struct {
 	written     atomic.Uint64
 	badRequests atomic.Uint64
 	mended      atomic.Uint64 // pages
-	lost        atomic.Bool   // a page was mended since the last fsync
+	followed    atomic.Int64  // when pages were mended last, in ns
 
-	stop    func() // stops the queues of this Start
+	stop    func() // stops what this Start began
 	running sync.WaitGroup
 }
 
@@ -170,7 +175,12 @@ func (d *Device) Start(_ uint64, queues []*virtio.Queue) error {
 			d.running.Go(w.run)
 		}
 	}
+	over := make(chan struct{})
+	if d.window != nil {
+		d.running.Go(func() { d.watch(over) })
+	}
 	d.stop = func() {
+		close(over)
 		for _, q := range queues {
 			if q != nil {
 				q.Stop()
@@ -178,6 +188,39 @@ func (d *Device) Start(_ uint64, queues []*virtio.Queue) error {
 		}
 	}
 	return nil
+}
+
+// glance is how often mapped files are looked at.
+const glance = time.Second
+
+// watch follows the files that are mapped, until over. KVM tells of an access behind
+// the end of one only where the guest has interrupts disabled: else it tries again
+// and again, in what it does for asynchronous page faults.
+func (d *Device) watch(over chan struct{}) {
+	tick := time.NewTicker(glance)
+	defer tick.Stop()
+	for {
+		select {
+		case <-over:
+			return
+		case <-tick.C:
+			d.follow(false)
+		}
+	}
+}
+
+// follow follows mapped files, or only those that were cut short.
+func (d *Device) follow(cut bool) {
+	d.session.RLock()
+	defer d.session.RUnlock()
+	n := d.window.follow(d.backend, cut)
+	if n == 0 {
+		return
+	}
+	d.followed.Store(time.Now().UnixNano())
+	if before := d.mended.Add(n) - n; before == 0 {
+		d.log.Info("a file became shorter while it was mapped: what is behind its end is zeros", "pages", n)
+	}
 }
 
 // Stop waits for the requests under way, and forgets all that the guest had.
@@ -190,7 +233,6 @@ func (d *Device) Stop() {
 // end ends a session. No request is under way.
 func (d *Device) end() {
 	d.server = nil
-	d.lost.Store(false)
 	d.backend.Reset()
 	if d.window != nil {
 		d.window.Clear()
@@ -245,20 +287,14 @@ func (d *Device) Pieces(dst []Piece) []Piece {
 	return d.window.Pieces(dst)
 }
 
-// Mend looks for pages in the window that their files no longer have, and puts
-// zeros there. It says whether it found any: else whatever failed will fail again.
-// It comes from a vCPU's thread, when KVM could not reach a page.
+// Mend follows the files in the window, and says whether a page that could not be
+// reached may be there now: else whatever failed will fail again. It comes from a
+// vCPU's thread.
 func (d *Device) Mend() bool {
 	if d.window == nil {
 		return false
 	}
-	n := d.window.mend()
-	if n == 0 {
-		return false
-	}
-	d.lost.Store(true)
-	if before := d.mended.Add(n) - n; before == 0 {
-		d.log.Warn("a file shrank while the guest had it mapped: it sees zeros there; later ones are counted only", "pages", n)
-	}
-	return true
+	d.follow(false)
+	at := d.followed.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < 2*glance
 }

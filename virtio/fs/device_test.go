@@ -385,13 +385,11 @@ func TestBadMappings(t *testing.T) {
 	}
 }
 
-// TestMend: a page that a file no longer has is found and replaced, and the guest
-// hears of it.
+// TestMend: pages that a file no longer has are found and replaced.
 func TestMend(t *testing.T) {
 	c := mounted(t, virtiotest.Options{})
 	want := c.file("file", piece)
 	node := c.lookup("file")
-	fh := c.open(node, unix.O_RDWR)
 	if errno, _ := c.do(opSetupMapping, node, setup(0, piece, writes, piece), 0); errno != 0 {
 		t.Fatal(errno)
 	}
@@ -411,14 +409,61 @@ func TestMend(t *testing.T) {
 	if !bytes.Equal(mem[:5*4096+100], want[:5*4096+100]) || !bytes.Equal(mem[5*4096+100:], make([]byte, piece-5*4096-100)) {
 		t.Error("the window shows something else")
 	}
-	for _, want := range []unix.Errno{unix.EIO, 0} {
-		if errno, _ := c.do(opFsync, node, append(words64(fh), words32(0, 0)...), 0); errno != want {
-			t.Errorf("fsync: %v, not %v", errno, want)
-		}
-	}
 	c.Stop()
 	if n := mappings(t, c.window); n != 1 {
 		t.Errorf("after a reset the window has %d mappings", n)
+	}
+}
+
+// TestFollow: what a file loses becomes zeros, and what it gets is there before the
+// guest hears of it.
+func TestFollow(t *testing.T) {
+	c := mounted(t, virtiotest.Options{})
+	want := c.file("file", piece)
+	path := filepath.Join(c.dir, "file")
+	node := c.lookup("file")
+	if errno, _ := c.do(opSetupMapping, node, setup(0, piece, writes, piece), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	mem := c.window.Bytes()[piece : 2*piece]
+	same := func(step string, n int) {
+		t.Helper()
+		if !bytes.Equal(mem[:n], want[:n]) || !bytes.Equal(mem[n:], make([]byte, piece-n)) {
+			t.Errorf("%s: the window shows something else", step)
+		}
+	}
+	truncate := func(n int) {
+		t.Helper()
+		if err := os.Truncate(path, int64(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, n := range []int{100*4096 + 5, 50 * 4096, 0} {
+		truncate(n)
+		c.dev.follow(false)
+		same(fmt.Sprint("cut to ", n), n)
+	}
+	if s := c.dev.Stats(); s.Mapped != 0 || s.Mended != piece/4096 {
+		t.Errorf("%+v", s)
+	}
+	for _, n := range []int{10, 70*4096 + 1, piece} {
+		if err := os.WriteFile(path, want[:n], 0o644); err != nil { // by way of 0
+			t.Fatal(err)
+		}
+		if errno, p := c.do(3, node, make([]byte, 16), 120); errno != 0 || binary.LittleEndian.Uint64(p[24:]) != uint64(n) {
+			t.Fatalf("the guest hears of %d bytes, %v", binary.LittleEndian.Uint64(p[24:]), errno)
+		}
+		same(fmt.Sprint("grown to ", n), n)
+	}
+	copy(mem, "a store")
+	if got, err := os.ReadFile(path); err != nil || !bytes.HasPrefix(got, []byte("a store")) {
+		t.Errorf("a store does not reach the file (%v)", err)
+	}
+	if errno, _ := c.do(opRemoveMapping, node, append(words32(1), words64(piece, piece)...), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	if n := mappings(t, c.window); n != 1 || c.window.cuts.Load() != 0 {
+		t.Errorf("%d mappings, %d pieces with zeros", n, c.window.cuts.Load())
 	}
 }
 

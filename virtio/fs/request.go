@@ -35,7 +35,6 @@ const (
 	opForget        = 2
 	opRead          = 15
 	opWrite         = 16
-	opFsync         = 20
 	opInit          = 26
 	opDestroy       = 38
 	opBatchForget   = 42
@@ -61,7 +60,7 @@ var least = map[uint32]uintptr{
 	14:            unsafe.Sizeof(fuse.OpenIn{}),
 	17:            inHeader, // STATFS
 	18:            unsafe.Sizeof(fuse.ReleaseIn{}),
-	opFsync:       unsafe.Sizeof(fuse.FsyncIn{}),
+	20:            unsafe.Sizeof(fuse.FsyncIn{}),
 	21:            inHeader + 8, // SETXATTR
 	22:            unsafe.Sizeof(fuse.GetXAttrIn{}),
 	23:            unsafe.Sizeof(fuse.GetXAttrIn{}), // LISTXATTR
@@ -103,6 +102,10 @@ func (w *worker) run() {
 	q := w.line.queue
 	for w.next() {
 		n := w.serve(&w.chain)
+		if w.d.window != nil && w.d.window.cuts.Load() > 0 {
+			// A guest must not hear that a file is longer before it can see that.
+			w.d.follow(true)
+		}
 		w.line.give.Lock()
 		q.Done(&w.chain, n)
 		q.Flush()
@@ -167,10 +170,6 @@ func (w *worker) serve(c *virtio.Chain) uint32 {
 		return w.setupMapping(c, r)
 	case opRemoveMapping:
 		return w.removeMapping(c, r)
-	case opFsync:
-		if w.d.lost.Swap(false) {
-			return w.reply(c, r, fuse.EIO, nil)
-		}
 	}
 	return w.pass(c, r)
 }
@@ -362,7 +361,7 @@ func (w *worker) setupMapping(c *virtio.Chain, r request) uint32 {
 	writable := flags&write != 0
 	fd, s := w.d.backend.OpenMap(r.node, int64(from), int64(n), writable)
 	if s == fuse.OK {
-		s = w.d.window.put(at, n, fd, int64(from), writable)
+		s = w.d.window.put(at, n, fd, int64(from), r.node, writable)
 		_ = unix.Close(fd)
 	}
 	return w.reply(c, r, s, nil)

@@ -37,14 +37,19 @@ type Window struct {
 	pieces   []Piece
 	mapped   atomic.Uint64 // bytes of files
 	mappings atomic.Uint64
+	cuts     atomic.Int64 // pieces with zeros
 }
 
 // Piece is a part of a file that is mapped in a window.
 type Piece struct {
 	Device, Inode uint64 // of the file
 	Offset        int64  // in it, a multiple of 2 MiB
-	Bytes         uint64 // of the file there, when it was mapped; at most 2 MiB
+	Bytes         uint64 // of the file there, when it was last looked at; at most 2 MiB
 	mapped        bool
+	node          uint64
+	write         bool
+	cut           bool   // there are zeros in place of the file,
+	end           uint64 // from here on, a whole number of pages
 }
 
 // Same is equal for pieces of the same place of the same file, which show the same
@@ -61,13 +66,13 @@ func NewWindow(size uint64) (*Window, error) {
 		return nil, fmt.Errorf("a window of %d bytes is no power of two from %d", size, MinWindow)
 	}
 	w := &Window{pieces: make([]Piece, size/piece)}
-	if !arena.VMAs.Reserve(int64(len(w.pieces))) {
+	if !arena.VMAs.Reserve(w.most()) {
 		return nil, ErrMappings
 	}
 	// Aligned like the pieces, so that huge pages of a file can be used as such.
 	all, err := unix.MmapPtr(-1, 0, nil, uintptr(size+piece), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		arena.VMAs.Add(-int64(len(w.pieces)))
+		arena.VMAs.Add(-w.most())
 		return nil, fmt.Errorf("window of %d bytes: %w", size, err)
 	}
 	before := -uintptr(all) & (piece - 1)
@@ -81,6 +86,10 @@ func NewWindow(size uint64) (*Window, error) {
 	w.memory = unsafe.Slice((*byte)(start), size)
 	return w, nil
 }
+
+// most is how many mappings it may come to have: a piece's file, and zeros behind
+// its end.
+func (w *Window) most() int64 { return 2 * int64(len(w.pieces)) }
 
 // Bytes is the window, for a VM's memory slot. It must not be read or written.
 func (w *Window) Bytes() []byte { return w.memory }
@@ -101,9 +110,9 @@ func (w *Window) place(at uint64) unsafe.Pointer {
 	return unsafe.Add(unsafe.Pointer(unsafe.SliceData(w.memory)), uintptr(at))
 }
 
-// put maps n bytes of fd from off on, in place of what is there. The arguments are
-// such that holds.
-func (w *Window) put(at, n uint64, fd int, off int64, write bool) fuse.Status {
+// put maps n bytes of fd, which is node's, from off on, in place of what is there. The
+// arguments are such that holds.
+func (w *Window) put(at, n uint64, fd int, off int64, node uint64, write bool) fuse.Status {
 	prot := unix.PROT_READ
 	if write {
 		prot |= unix.PROT_WRITE
@@ -119,8 +128,8 @@ func (w *Window) put(at, n uint64, fd int, off int64, write bool) fuse.Status {
 	}
 	w.mappings.Add(1)
 	for i := uint64(0); i < n; i += piece {
-		p := Piece{Device: st.Dev, Inode: st.Ino, Offset: off + int64(i), mapped: true}
-		p.Bytes = uint64(min(max(st.Size-p.Offset, 0), piece))
+		p := Piece{Device: st.Dev, Inode: st.Ino, Offset: off + int64(i), mapped: true, node: node, write: write}
+		p.Bytes = p.of(st.Size)
 		w.set(at+i, p)
 	}
 	return fuse.OK
@@ -148,8 +157,88 @@ func (w *Window) reserve(at, n uint64) error {
 // set says what is at a piece of the window now.
 func (w *Window) set(at uint64, p Piece) {
 	was := &w.pieces[at/piece]
+	if was.cut {
+		w.cuts.Add(-1)
+	}
 	w.mapped.Add(p.Bytes - was.Bytes)
 	*was = p
+}
+
+// of is how much of a file of that size is in the piece.
+func (p *Piece) of(size int64) uint64 { return uint64(min(max(size-p.Offset, 0), piece)) }
+
+// files is what a window asks of the files mapped in it.
+type files interface {
+	Size(node uint64) (int64, fuse.Status)
+	OpenMap(node uint64, off, n int64, write bool) (int, fuse.Status)
+}
+
+// follow looks at the sizes of the files that are mapped, and puts zeros where one
+// has become shorter, and the file again where one has become longer after that. With
+// grown it looks at those alone that have zeros. It says how many pages were replaced.
+func (w *Window) follow(f files, grown bool) (pages uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.pieces {
+		p, at := &w.pieces[i], uint64(i)*piece
+		if !p.mapped || grown && !p.cut {
+			continue
+		}
+		size, s := f.Size(p.node)
+		if s != fuse.OK {
+			continue
+		}
+		now := p.of(size)
+		end := (now + pageSize - 1) &^ (pageSize - 1)
+		switch {
+		case p.cut && end > p.end:
+			if !w.restore(f, at, p) {
+				continue
+			}
+			w.cutAt(at, p, end)
+		case p.cut && end < p.end, !p.cut && now < p.Bytes && end < piece:
+			before := uint64(piece)
+			if p.cut {
+				before = p.end
+			}
+			if w.cutAt(at, p, end) {
+				pages += (before - end) / pageSize
+			}
+		}
+		w.mapped.Add(now - p.Bytes)
+		p.Bytes = now
+	}
+	return pages
+}
+
+// cutAt puts zeros from end on into the piece at at.
+func (w *Window) cutAt(at uint64, p *Piece, end uint64) bool {
+	if end < piece {
+		const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE | unix.MAP_FIXED
+		if _, err := unix.MmapPtr(-1, 0, w.place(at+end), uintptr(piece-end), unix.PROT_READ|unix.PROT_WRITE, flags); err != nil {
+			return false
+		}
+	}
+	if !p.cut {
+		w.cuts.Add(1)
+	}
+	p.cut, p.end = true, end
+	return true
+}
+
+// restore maps the file again, in all of a piece.
+func (w *Window) restore(f files, at uint64, p *Piece) bool {
+	fd, s := f.OpenMap(p.node, p.Offset, piece, p.write)
+	if s != fuse.OK {
+		return false
+	}
+	defer unix.Close(fd)
+	prot := unix.PROT_READ
+	if p.write {
+		prot |= unix.PROT_WRITE
+	}
+	_, err := unix.MmapPtr(fd, p.Offset, w.place(at), piece, prot, unix.MAP_SHARED|unix.MAP_FIXED)
+	return err == nil
 }
 
 // Pieces appends what is mapped.
@@ -184,42 +273,8 @@ func (w *Window) Close() error {
 		return nil
 	}
 	err := unix.MunmapPtr(w.place(0), uintptr(len(w.memory)))
-	arena.VMAs.Add(-int64(len(w.pieces)))
+	arena.VMAs.Add(-w.most())
 	w.memory, w.pieces = nil, nil
 	w.mapped.Store(0)
 	return err
-}
-
-// mend puts zeros where a file that is mapped has no page any more, and says how
-// many pages. Which those are the kernel tells (madvise(2), MADV_POPULATE_READ).
-func (w *Window) mend() (pages uint64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for i, p := range w.pieces {
-		at := uint64(i) * piece
-		if !p.mapped || w.reaches(at, piece) {
-			continue
-		}
-		for end := at + piece; at < end; at += pageSize {
-			if w.reaches(at, pageSize) {
-				continue
-			}
-			const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED
-			if _, err := unix.MmapPtr(-1, 0, w.place(at), pageSize, unix.PROT_READ|unix.PROT_WRITE, flags); err == nil {
-				pages++
-			}
-		}
-	}
-	return pages
-}
-
-// reaches says whether all pages of a range exist. Only an access that would fail
-// counts as none: no other reason makes a page go.
-func (w *Window) reaches(at, n uint64) bool {
-	for {
-		_, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(w.place(at)), uintptr(n), unix.MADV_POPULATE_READ)
-		if errno != unix.EINTR && errno != unix.EAGAIN {
-			return errno != unix.EFAULT
-		}
-	}
 }
