@@ -367,6 +367,9 @@ func TestBadMappings(t *testing.T) {
 			t.Errorf("%x: %v", b, errno)
 		}
 	}
+	if errno, _ := c.do(opSetupMapping, node, setup(piece, piece, reads, 0), 0); errno != unix.EIO {
+		t.Errorf("behind the end of the file: %v", errno)
+	}
 	for _, n := range []uint64{1, 999} { // a directory, and nothing
 		if errno, _ := c.do(opSetupMapping, n, setup(0, piece, reads, 0), 0); errno == 0 {
 			t.Errorf("node %d was mapped", n)

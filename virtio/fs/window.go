@@ -121,6 +121,9 @@ func (w *Window) put(at, n uint64, fd int, off int64, node uint64, write bool) f
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fuse.ToStatus(err)
 	}
+	if st.Size <= off {
+		return fuse.EIO // it has become shorter than the guest knows
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, err := unix.MmapPtr(fd, off, w.place(at), uintptr(n), prot, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
