@@ -18,7 +18,9 @@ import (
 )
 
 // bases are the images that a Monitor's guests only read, each open once and
-// cached, whoever uses it. They share one cache, made with the first of them.
+// cached, whoever uses it. They share one cache, made with the first of them. One
+// stays open as long as a guest has it as a disk, or maps pages of it that another
+// guest has sent.
 type bases struct {
 	size     uint64 // of the cache, as in MonitorConfig
 	topology *numa.Topology
@@ -40,7 +42,7 @@ type base struct {
 	*cache.File
 	image disk.Image
 	file  *os.File // to forget, or nil
-	uses  int      // under bases.mu
+	uses  int      // disks, under bases.mu
 }
 
 // get opens d's image, or finds it open. The caller ends it with put.
@@ -133,25 +135,48 @@ func (s *bases) nodes() []int {
 	return nodes
 }
 
-// put ends a get, after all that maps pages of the image. The last one closes it.
+// put ends a get, after all of the caller's that maps pages of the image. The last
+// one closes it, unless other guests were sent pages of it and map them still.
 func (s *bases) put(b *base) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if b.uses--; b.uses > 0 {
-		return nil
-	}
-	for key, o := range s.open {
-		if o == b {
-			delete(s.open, key)
-		}
-	}
-	return b.close()
+	b.uses--
+	return s.sweep()
 }
 
+// left closes the images that a guest that is gone was the last to map.
+func (s *bases) left() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sweep()
+}
+
+// sweep closes the images that are nobody's and that nobody maps; mu is held.
+func (s *bases) sweep() error {
+	var errs []error
+	for key, b := range s.open {
+		if b.uses > 0 {
+			continue
+		}
+		err := b.close()
+		if errors.Is(err, cache.ErrMapped) {
+			continue
+		}
+		delete(s.open, key)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// close gives up the image, or returns cache.ErrMapped and changes nothing.
 func (b *base) close() error {
 	var errs []error
 	if b.File != nil {
-		errs = append(errs, b.File.Close())
+		err := b.File.Close()
+		if errors.Is(err, cache.ErrMapped) {
+			return err
+		}
+		errs = append(errs, err)
 	}
 	errs = append(errs, b.image.Close())
 	if b.file != nil {

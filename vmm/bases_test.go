@@ -103,3 +103,38 @@ func TestHostBaseIsInMemoryOnce(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestHostBaseOutlivesItsDisk: an image whose pages a guest still has, which another
+// sent it, stays until it has none, and is found again by who opens it meanwhile.
+func TestHostBaseOutlivesItsDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("page"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &bases{size: 64 << 20}
+	b, err := s.get(Disk{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, _ := b.Lend(0, 1<<16)
+	arena := run.Arena
+	arena.Hold(run.Page, run.N)
+	b.Return(run, run.N)
+	if err := s.put(b); err != nil || len(s.open) != 1 {
+		t.Fatalf("%d images are open while a guest maps pages, %v", len(s.open), err)
+	}
+	if s.close() == nil {
+		t.Error("the cache was closed under a guest")
+	}
+	again, err := s.get(Disk{Path: path})
+	if err != nil || again != b {
+		t.Errorf("an image that is there is opened once more (%v)", err)
+	}
+	if err := s.put(again); err != nil || !bytes.HasPrefix(arena.Bytes()[run.Page<<12:], []byte("page")) {
+		t.Errorf("the pages are others (%v)", err)
+	}
+	arena.Release(run.Page, run.N)
+	if err := errors.Join(s.sweep(), s.close()); err != nil || len(s.open) != 0 {
+		t.Errorf("%d images are open, %v", len(s.open), err)
+	}
+}

@@ -187,6 +187,7 @@ func (g *Guest) Close() error {
 	if g.backends != nil {
 		errs = append(errs, g.backends.close())
 	}
+	errs = append(errs, g.monitor.bases.sweep())
 	if g.image != nil {
 		errs = append(errs, g.image.put())
 	}
@@ -194,6 +195,7 @@ func (g *Guest) Close() error {
 		g.out.Close()
 	}
 	g.monitor.dismiss(g)
+	errs = append(errs, g.monitor.bases.left())
 	if g.private {
 		errs = append(errs, g.monitor.Close())
 	}

@@ -139,8 +139,12 @@ func (r *Reader) Return(run memory.Run, mapped int) {
 	}
 }
 
-// Close gives the pages back. No other call may be under way, and no guest map
-// any of them.
+// ErrMapped says that guests map pages of an image.
+var ErrMapped = errors.New("guests map pages of the image")
+
+// Close gives the pages back. No other call may be under way. While a guest maps
+// any of them (it need not be one that has read the image: guests send pages to
+// each other) nothing is done, and it returns ErrMapped.
 func (f *File) Close() error {
 	c := f.cache
 	c.mu.Lock()
@@ -148,14 +152,21 @@ func (f *File) Close() error {
 	if f.stores == nil {
 		return nil
 	}
+	for _, s := range f.stores {
+		for _, k := range s.chunks {
+			if k.pins > 0 || k.filling != 0 {
+				panic("cache: an image is closed while it is read")
+			}
+			if k.used() != 0 {
+				return ErrMapped
+			}
+		}
+	}
 	ring := c.ring[:0]
 	for _, k := range c.ring {
 		if k.store.file != f {
 			ring = append(ring, k)
 			continue
-		}
-		if k.pins > 0 || k.filling != 0 || k.used() != 0 {
-			panic("cache: an image is closed while it is in use")
 		}
 		c.pages -= int64(bits.OnesCount64(k.valid))
 	}
