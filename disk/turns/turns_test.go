@@ -125,8 +125,10 @@ func TestHostTurns(t *testing.T) {
 		}
 	}
 	all.Wait()
-	if r := float64(had[0].Load()) / float64(had[1].Load()); r < 2.7 || r > 3.3 {
-		t.Errorf("%d and %d requests, %.2f:1, want 3:1", had[0].Load(), had[1].Load(), r)
+	r := float64(had[0].Load()) / float64(had[1].Load())
+	t.Logf("%d and %d requests, %.2f:1", had[0].Load(), had[1].Load(), r)
+	if r < 2.7 || r > 3.3 {
+		t.Error("want 3:1")
 	}
 }
 
