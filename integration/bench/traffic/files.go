@@ -34,6 +34,13 @@ func (r *FilesRow) Memory() int64 { return int64(r.Host) + r.Server + max(int64(
 // Factor is how often the file is there.
 func (r *FilesRow) Factor() float64 { return float64(r.Memory()) / float64(r.Bytes) }
 
+// files are what is read: to be sure of 2 % more takes more of it than to see that a
+// file is there several times.
+var files = map[Reading]struct {
+	name string
+	size int64
+}{ByDAX: {"data", FileSize}, ByNFS: {"part", 16 << 20}, ByFUSE: {"part", 16 << 20}}
+
 // folderTag is the name that guests mount the shared folder by.
 const folderTag = "bench"
 
@@ -44,19 +51,19 @@ func (o *Options) readers(ctx context.Context, how Reading) (row *FilesRow, err 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	row = &FilesRow{Reading: how, Readers: o.Readers, Bytes: FileSize}
-	words := fmt.Sprintf("%s disco.task=files disco.way=%s disco.tag=%s disco.server=%s", o.Cmdline, how, folderTag, serverAddress)
+	row = &FilesRow{Reading: how, Readers: o.Readers, Bytes: uint64(files[how].size)}
+	words := fmt.Sprintf("%s disco.task=files disco.way=%s disco.tag=%s disco.server=%s disco.name=%s", o.Cmdline, how, folderTag, serverAddress, files[how].name)
 	var dir string
 	if how == ByNFS {
 		server, c, err := o.serve(ctx, h)
 		if err != nil {
 			return nil, err
 		}
-		row.Server = int64(c.file * FileSize)
+		row.Server = int64(c.file * float64(row.Bytes))
 		watched, stop := watch(ctx, server)
 		defer stop()
 		ctx = watched
-	} else if dir, err = makeFolder(); err != nil {
+	} else if dir, err = makeFolder(files[how].name, files[how].size); err != nil {
 		return nil, err
 	} else {
 		defer os.RemoveAll(dir)
@@ -80,7 +87,7 @@ func (o *Options) readers(ctx context.Context, how Reading) (row *FilesRow, err 
 		return nil, err
 	}
 	if dir != "" {
-		if row.Host, err = resident.Cached(filepath.Join(dir, fileName)); err != nil {
+		if row.Host, err = resident.Cached(filepath.Join(dir, files[how].name)); err != nil {
 			return nil, err
 		}
 	}
@@ -142,8 +149,9 @@ func (r *FilesRow) read(ctx context.Context, h *discoHost, guests []*running) er
 	return nil
 }
 
-// makeFolder makes a folder with the files that mkdata puts on the disk.
-func makeFolder() (dir string, err error) {
+// makeFolder makes a folder with a file as mkdata puts it on the disk, and the one to
+// warm up with.
+func makeFolder(file string, size int64) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "disco-bench-"); err != nil {
 		return "", err
 	}
@@ -152,7 +160,7 @@ func makeFolder() (dir string, err error) {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	for name, size := range map[string]int64{fileName: FileSize, "warm": 1 << 20} {
+	for name, size := range map[string]int64{file: size, "warm": 1 << 20} {
 		f, err := os.Create(filepath.Join(dir, name))
 		if err != nil {
 			return "", err

@@ -111,9 +111,9 @@ type Options struct {
 	Ways      []Way     // nil for all
 	Readings  []Reading // nil for all
 	Readers   int       // guests that read the same files; 0 for 4
-	Rounds    int       // of each way; 0 for 3
-	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 8 MiB
-	Exchanges int       // of messages; 0 for 500
+	Rounds    int       // of each way; 0 for 2
+	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 4 MiB
+	Exchanges int       // of messages; 0 for 200
 	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
 
 	Timeout  time.Duration // of each program or reading; 0 for eight minutes
@@ -126,11 +126,8 @@ type Options struct {
 
 const vhostDevice = "/dev/vhost-net"
 
-const (
-	// FileSize is that of the file on the disk, in bytes: mkdata's default.
-	FileSize = 64 << 20
-	fileName = "data"
-)
+// FileSize is that of the file on the disk, in bytes: mkdata's default.
+const FileSize = 64 << 20
 
 // Check returns everything that is wrong with o.
 func (o Options) Check() error { return errors.Join(o.complete()...) }
@@ -152,9 +149,9 @@ func (o *Options) complete() []error {
 		o.Readings = Readings
 	}
 	fill(&o.Readers, 4)
-	fill(&o.Rounds, 3)
-	fill(&o.Bytes, 8<<20)
-	fill(&o.Exchanges, 500)
+	fill(&o.Rounds, 2)
+	fill(&o.Bytes, 4<<20)
+	fill(&o.Exchanges, 200)
 	fill(&o.Memory, 384<<20)
 	fill(&o.Timeout, 8*time.Minute)
 	if o.Progress == nil {

@@ -1,6 +1,6 @@
 // Command mkdata makes the disk that the guests of integration/guest/peer serve: an
-// ext4 filesystem, without a partition table, in which data and warm hold
-// guest.Pattern of guest.PatternHost. Most of it is empty: it is a sparse file. It
+// ext4 filesystem, without a partition table, in which data, part (16 MiB) and warm
+// (one) hold guest.Pattern of guest.PatternHost. Most of it is empty: it is a sparse file. It
 // needs mke2fs, and no rights.
 package main
 
@@ -43,7 +43,7 @@ func write(out string, data, size int) error {
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return err
 	}
-	for name, mib := range map[string]int{"data": data, "warm": 1} {
+	for name, mib := range map[string]int{"data": data, "part": 16, "warm": 1} {
 		if err := fill(filepath.Join(root, name), mib); err != nil {
 			return err
 		}

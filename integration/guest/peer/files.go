@@ -41,7 +41,7 @@ func files(w solo.Words) error {
 		return fmt.Errorf("console: %w", err)
 	}
 	began := time.Now()
-	n, err := readWhole(mountPoint+"/data", p)
+	n, err := readWhole(filepath.Join(mountPoint, w.Text("name", "data")), p)
 	if err != nil {
 		return err
 	}

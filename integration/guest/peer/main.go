@@ -11,8 +11,8 @@
 //	disco.task=measure  takes data from disco.server in each of disco.ways, as they
 //	                    are in client.go, disco.rounds times, and powers off
 //	disco.task=files    mounts what disco.way says (nfs from disco.server, or the
-//	                    shared folder disco.tag by dax or fuse), reads all of it when
-//	                    it is told to, and stays
+//	                    shared folder disco.tag by dax or fuse), reads the file
+//	                    disco.name there when it is told to, and stays
 //	disco.task=copy     mounts disco.server's export, compares every one of the first
 //	                    disco.bytes of the file there, writes disco.copies of them with
 //	                    names that begin with disco.name, and compares those of
