@@ -1,14 +1,13 @@
 package share
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"disco/integration/guest"
+	"disco/integration/bench/said"
 )
 
 // Guest is what a guest said, with sizes in bytes.
@@ -28,6 +27,7 @@ type Guest struct {
 
 // console reads what a guest prints.
 type console struct {
+	*said.Console
 	done   chan struct{} // closed when the guest is done
 	failed chan string   // what it said of its failure
 
@@ -35,49 +35,21 @@ type console struct {
 	mu    sync.Mutex
 	guest Guest
 	way   []string // what it came to, and when
-	line  []byte   // that is not yet whole
-	tail  []string
 	over  bool
 }
 
 func newConsole() *console {
-	return &console{done: make(chan struct{}), failed: make(chan string, 1), began: time.Now()}
+	c := &console{done: make(chan struct{}), failed: make(chan string, 1), began: time.Now()}
+	c.Console = said.New(c.heed)
+	return c
 }
 
-const (
-	longestLine = 4 << 10
-	keptLines   = 8
-)
-
-// Write implements io.Writer.
-func (c *console) Write(p []byte) (int, error) {
+// heed reads one line.
+func (c *console) heed(text string, v said.Words) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for rest := p; len(rest) > 0; {
-		part, more, whole := bytes.Cut(rest, []byte("\n"))
-		rest = more
-		c.line = append(c.line, part...)
-		c.line = c.line[max(0, len(c.line)-longestLine):]
-		if whole {
-			c.heed(strings.TrimSpace(string(c.line)))
-			c.line = c.line[:0]
-		}
-	}
-	return len(p), nil
-}
-
-// heed reads one line. The kernel's may be on the same, before the guest's.
-func (c *console) heed(line string) {
-	c.tail = append(c.tail, line)
-	c.tail = c.tail[max(0, len(c.tail)-keptLines):]
-	_, text, ours := strings.Cut(line, guest.Prefix)
-	if !ours || c.over {
+	if c.over {
 		return
-	}
-	v := map[string]string{}
-	for _, w := range strings.Fields(text) {
-		key, value, _ := strings.Cut(w, "=")
-		v[key] = value
 	}
 	if at := v["share"]; at != "" && at != "memory" {
 		c.way = append(c.way, fmt.Sprintf("%s %.0f s", at, time.Since(c.began).Seconds()))
@@ -86,17 +58,17 @@ func (c *console) heed(line string) {
 	var err error
 	switch {
 	case v["result"] == "failed":
-		err = fmt.Errorf("%s", text)
+		err = errors.New(text)
 	case v["share"] == "up":
 		var buffers uint64
-		err = numbers(v, map[string]*uint64{"cached": &g.Before, "buffers": &buffers})
+		err = v.Numbers(map[string]*uint64{"cached": &g.Before, "buffers": &buffers})
 		g.Before += buffers
 	case v["share"] == "read":
-		g.Sum, err = v["sum"], numbers(v, map[string]*uint64{"files": &g.Files, "bytes": &g.Bytes})
+		g.Sum, err = v["sum"], v.Numbers(map[string]*uint64{"files": &g.Files, "bytes": &g.Bytes})
 	case v["share"] == "job":
 		g.JobSum = v["sum"]
 	case v["share"] == "memory":
-		err = numbers(v, map[string]*uint64{"total": &g.Total, "free": &g.Free, "cached": &g.Cached,
+		err = v.Numbers(map[string]*uint64{"total": &g.Total, "free": &g.Free, "cached": &g.Cached,
 			"buffers": &g.Buffers, "anonymous": &g.Anonymous, "slab": &g.Slab})
 		if err == nil && (g.Free > g.Total || g.Before > g.Cached+g.Buffers) {
 			err = fmt.Errorf("the guest's memory makes no sense: %s", text)
@@ -111,17 +83,6 @@ func (c *console) heed(line string) {
 	}
 }
 
-func numbers(v map[string]string, to map[string]*uint64) error {
-	for key, p := range to {
-		n, err := strconv.ParseUint(v[key], 10, 64)
-		if err != nil {
-			return fmt.Errorf("%s is %q", key, v[key])
-		}
-		*p = n
-	}
-	return nil
-}
-
 // said is what the guest has said.
 func (c *console) said() Guest {
 	c.mu.Lock()
@@ -134,11 +95,4 @@ func (c *console) stages() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.Join(c.way, ", ")
-}
-
-// last are the last lines.
-func (c *console) last() []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return append(append([]string(nil), c.tail...), string(c.line))
 }

@@ -276,7 +276,7 @@ func mib(n uint64) string { return fmt.Sprintf("%.0f MiB", float64(n)/(1<<20)) }
 
 // lost is an error for a guest that ended or said that it failed.
 func lost(i int, why string, c *console) error {
-	return fmt.Errorf("guest %d %s; its last lines: %q", i+1, why, c.last())
+	return fmt.Errorf("guest %d %s; its last lines: %q", i+1, why, c.Last())
 }
 
 var pageSize = uint64(os.Getpagesize())

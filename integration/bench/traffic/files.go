@@ -103,7 +103,7 @@ func (r *FilesRow) read(ctx context.Context, h *discoHost, guests []*running) er
 		if err != nil {
 			return err
 		}
-		n, err := e.number("cached")
+		n, err := e.Number("cached")
 		if err != nil {
 			return g.lost(err)
 		}
@@ -126,7 +126,7 @@ func (r *FilesRow) read(ctx context.Context, h *discoHost, guests []*running) er
 			return err
 		}
 		var n, size, nanos uint64
-		if err := e.numbers(map[string]*uint64{"cached": &n, "bytes": &size, "nanos": &nanos}); err != nil {
+		if err := e.Numbers(map[string]*uint64{"cached": &n, "bytes": &size, "nanos": &nanos}); err != nil {
 			return g.lost(err)
 		}
 		if size != r.Bytes {

@@ -102,5 +102,5 @@ func (g *running) judge(e event) (event, error) {
 
 // lost is an error for a guest that will do no more.
 func (g *running) lost(err error) error {
-	return fmt.Errorf("%s: %w; its last lines: %q", g.name, err, g.console.last())
+	return fmt.Errorf("%s: %w; its last lines: %q", g.name, err, g.console.Last())
 }

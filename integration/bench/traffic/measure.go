@@ -101,7 +101,7 @@ func (o *Options) serve(ctx context.Context, h host) (*running, costs, error) {
 		if err != nil {
 			return nil, c, err
 		}
-		cached, err := e.number("cached")
+		cached, err := e.Number("cached")
 		if err != nil {
 			return nil, c, g.lost(err)
 		}
@@ -130,7 +130,7 @@ type follower struct {
 func (f *follower) heed(e event) (err error) {
 	switch e["net"] {
 	case "way":
-		f.cached, err = e.number("cached")
+		f.cached, err = e.Number("cached")
 	case "begin":
 		if f.before, err = f.host.carried(); err == nil {
 			err = f.counters.Reset()
@@ -153,7 +153,7 @@ func (f *follower) end(e event) error {
 	}
 	r.carried = now.since(f.before)
 	var nanos uint64
-	if err := e.numbers(map[string]*uint64{"round": &r.Round, "ops": &r.Ops, "bytes": &r.Bytes, "nanos": &nanos}); err != nil {
+	if err := e.Numbers(map[string]*uint64{"round": &r.Round, "ops": &r.Ops, "bytes": &r.Bytes, "nanos": &nanos}); err != nil {
 		return err
 	}
 	if nanos == 0 || r.Bytes == 0 || r.Delivered == 0 {
@@ -161,7 +161,7 @@ func (f *follower) end(e event) error {
 	}
 	r.Seconds = float64(nanos) / 1e9
 	if r.Round == 0 && r.Way != Echo {
-		cached, err := e.number("cached")
+		cached, err := e.Number("cached")
 		if err != nil {
 			return err
 		}

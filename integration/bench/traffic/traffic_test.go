@@ -30,19 +30,14 @@ func TestConsole(t *testing.T) {
 		e, err := g.next(t.Context())
 		var n, ops uint64
 		if err == nil {
-			err = e.numbers(map[string]*uint64{"bytes": &n, "ops": &ops})
+			err = e.Numbers(map[string]*uint64{"bytes": &n, "ops": &ops})
 		}
 		if err != nil || e["way"] != "nfs" || n != 4096 || ops != 5 {
 			t.Errorf("in pieces of %d: %v, %v", piece, e, err)
 		}
-		if err := e.numbers(map[string]*uint64{"way": &n}); err == nil {
+		if err := e.Numbers(map[string]*uint64{"way": &n}); err == nil {
 			t.Error("a word is a number")
 		}
-	}
-	c := newConsole()
-	_, _ = c.Write(bytes.Repeat([]byte("x"), 1<<20))
-	if last := c.last(); len(last[len(last)-1]) != longestLine {
-		t.Errorf("%d bytes of a line are kept", len(last[len(last)-1]))
 	}
 }
 
