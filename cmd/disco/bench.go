@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"disco/integration/bench/locality"
 	"disco/integration/guest/workload"
@@ -216,41 +214,22 @@ func (b *benchNUMA) run(ctx context.Context) error {
 		}
 	}
 	b.o.Topology, b.o.Nodes, b.o.Progress = t, b.nodes, b.stderr
-	inLab := b.getenv(lab.InLab) != ""
-	b.o.Emulated = inLab
-	b.o.Cmdline = "quiet loglevel=3"
-	if inLab {
-		b.o.Cmdline += " nohz=off" // docs/decisions/004-ticks-in-the-lab.md
-	}
-	problems := b.problems
-	if err := b.o.Check(); err != nil {
-		problems = append(problems, err)
-	}
-	if err := checkReport(b.out + ".json"); err != nil {
-		problems = append(problems, err)
-	}
-	if problems != nil {
-		return &vmm.ConfigError{Problems: problems}
-	}
-	if err := b.artefacts(); err != nil {
-		return &vmm.HostError{Err: err}
+	b.o.Emulated, b.o.Cmdline = b.emulated()
+	b.o.Keep = func(r *locality.Results) error { return r.Result(b.setting(r, b.o.Emulated)).Write(b.out + ".json") }
+	m := measurement[*locality.Results]{
+		out: b.out, problems: b.problems, check: b.o.Check, artefacts: b.artefacts,
+		run:    func(ctx context.Context) (*locality.Results, error) { return b.benchNUMA(ctx, b.o) },
+		empty:  func(r *locality.Results) bool { return r == nil || len(r.Runs) == 0 },
+		report: func(r *locality.Results) error { return b.report(r, b.o.Emulated) },
 	}
 	if b.resume {
-		if b.o.Resume, err = locality.Load(b.out + ".json"); err != nil {
+		m.load = func(file string) (err error) {
+			b.o.Resume, err = locality.Load(file)
 			return err
 		}
 	}
-	b.o.Keep = func(r *locality.Results) error { return r.Result(b.setting(r, inLab)).Write(b.out + ".json") }
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	results, err := b.benchNUMA(ctx, b.o)
-	if results != nil && len(results.Runs) > 0 {
-		err = errors.Join(err, b.report(results, inLab))
-	}
-	switch {
-	case ctx.Err() != nil:
-		return &exitError{130, errors.New("interrupted")}
-	case errors.Is(err, locality.ErrWrong):
+	err = m.do(ctx)
+	if errors.Is(err, locality.ErrWrong) {
 		return &exitError{exitWrong, err}
 	}
 	return err

@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/signal"
 	"slices"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"disco/integration/bench/traffic"
-	"disco/integration/lab"
-	"disco/vmm"
 )
 
 const benchNetLong = `net boots two guests, has one take data from the other, and says how fast that was,
@@ -90,44 +86,25 @@ func (b *benchNet) command() *cobra.Command {
 func (b *benchNet) run(ctx context.Context) error {
 	b.o.Bytes = int(b.bytes)
 	b.o.Progress = b.stderr
-	b.o.Emulated = b.getenv(lab.InLab) != ""
-	b.o.Cmdline = "quiet loglevel=3"
-	if b.o.Emulated {
-		// The ticks: docs/decisions/004-ticks-in-the-lab.md. TCP makes short frames
-		// where round trips are long, from half a millisecond on: here they are 50
-		// times what they are elsewhere, so that is 32 ms.
-		b.o.Cmdline += " nohz=off sysctl.net.ipv4.tcp_tso_rtt_log=15"
+	if b.o.Emulated, b.o.Cmdline = b.emulated(); b.o.Emulated {
+		// TCP makes short frames where round trips are long, from half a millisecond
+		// on: here they are 50 times what they are elsewhere, so that is 32 ms.
+		b.o.Cmdline += " sysctl.net.ipv4.tcp_tso_rtt_log=15"
 	}
-	problems := b.problems
-	if err := b.o.Check(); err != nil {
-		problems = append(problems, err)
-	}
-	if err := checkReport(b.out + ".json"); err != nil {
-		problems = append(problems, err)
-	}
-	if problems != nil {
-		return &vmm.ConfigError{Problems: problems}
-	}
-	if err := b.artefacts(); err != nil {
-		return &vmm.HostError{Err: err}
+	b.o.Keep = func(r *traffic.Results) error { return r.Result(b.setting(r)).Write(b.out + ".json") }
+	m := measurement[*traffic.Results]{
+		out: b.out, problems: b.problems, check: b.o.Check, artefacts: b.artefacts,
+		run:    func(ctx context.Context) (*traffic.Results, error) { return traffic.Benchmark(ctx, b.o) },
+		empty:  func(r *traffic.Results) bool { return r == nil || len(r.Rows) == 0 && len(r.Files) == 0 },
+		report: b.report,
 	}
 	if b.resume {
-		var err error
-		if b.o.Resume, err = traffic.Load(b.out + ".json"); err != nil {
+		m.load = func(file string) (err error) {
+			b.o.Resume, err = traffic.Load(file)
 			return err
 		}
 	}
-	b.o.Keep = func(r *traffic.Results) error { return r.Result(b.setting(r)).Write(b.out + ".json") }
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	results, err := traffic.Benchmark(ctx, b.o)
-	if results != nil && (len(results.Rows) > 0 || len(results.Files) > 0) {
-		err = errors.Join(err, b.report(results))
-	}
-	if ctx.Err() != nil {
-		return &exitError{130, errors.New("interrupted")}
-	}
-	return err
+	return m.do(ctx)
 }
 
 // artefacts finds what the guests are made of.

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/signal"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"disco/integration/bench/sched"
 	"disco/scheduler/host"
@@ -101,37 +99,35 @@ func (b *benchSched) run(ctx context.Context) error {
 	if b.o.CPUs == nil {
 		b.o.CPUs = []int{0}
 	}
-	problems := b.problems
-	if err := checkReport(b.out + ".json"); err != nil {
-		problems = append(problems, err)
+	if b.o.Nodes = b.o.CPUs; len(b.o.Nodes) < 2 {
+		b.o.Nodes = vmm.HostCPUs()
 	}
+	b.o.Progress = b.stderr
+	problems := b.problems
 	c := vmm.SchedulerConfig{Quantum: b.o.Quantum, CPUs: b.o.CPUs}
 	if ce, ok := errors.AsType[*vmm.ConfigError](c.Validate()); ok {
 		problems = append(problems, ce.Problems...)
 	}
-	if slices.Contains(b.o.Loads, "many") && b.o.Many < 2 {
-		problems = append(problems, errors.New("the load many needs --many with at least 2 guests"))
+	m := measurement[*sched.Results]{
+		out: b.out, problems: problems,
+		check: func() error {
+			if slices.Contains(b.o.Loads, "many") && b.o.Many < 2 {
+				return errors.New("the load many needs --many with at least 2 guests")
+			}
+			return nil
+		},
+		artefacts: func() error { return nil }, // its guests are a kilobyte each
+		run: func(ctx context.Context) (*sched.Results, error) {
+			r, err := sched.Run(ctx, b.o)
+			if err != nil {
+				err = &vmm.HostError{Err: err}
+			}
+			return r, err
+		},
+		empty:  func(r *sched.Results) bool { return r == nil || len(r.Rows) == 0 },
+		report: b.report,
 	}
-	if problems != nil {
-		return &vmm.ConfigError{Problems: problems}
-	}
-	b.o.Progress = b.stderr
-	if b.o.Nodes = b.o.CPUs; len(b.o.Nodes) < 2 {
-		b.o.Nodes = vmm.HostCPUs()
-	}
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	results, err := sched.Run(ctx, b.o)
-	if results != nil && len(results.Rows) > 0 {
-		err = errors.Join(err, b.report(results))
-	}
-	if ctx.Err() != nil {
-		return &exitError{130, errors.New("interrupted")}
-	}
-	if err != nil {
-		return &vmm.HostError{Err: err}
-	}
-	return nil
+	return m.do(ctx)
 }
 
 // report prints the results and writes the files.

@@ -4,18 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"disco/integration/bench"
 	"disco/integration/bench/share"
-	"disco/integration/lab"
-	"disco/vmm"
 )
 
 const benchShareLong = `share boots several guests of one disk image in one process, one after another, has
@@ -91,41 +87,21 @@ func parseCounts(s string) ([]int, error) {
 // run completes the options, checks everything and measures.
 func (b *benchShare) run(ctx context.Context) error {
 	b.o.Progress = b.stderr
-	b.o.Emulated = b.getenv(lab.InLab) != ""
-	b.o.Cmdline = "quiet loglevel=3"
-	if b.o.Emulated {
-		b.o.Cmdline += " nohz=off" // docs/decisions/004-ticks-in-the-lab.md
-	}
-	problems := b.problems
-	if err := b.o.Check(); err != nil {
-		problems = append(problems, err)
-	}
-	if err := checkReport(b.out + ".json"); err != nil {
-		problems = append(problems, err)
-	}
-	if problems != nil {
-		return &vmm.ConfigError{Problems: problems}
-	}
-	if err := b.artefacts(); err != nil {
-		return &vmm.HostError{Err: err}
+	b.o.Emulated, b.o.Cmdline = b.emulated()
+	b.o.Keep = func(r *share.Results) error { return b.result(r).Write(b.out + ".json") }
+	m := measurement[*share.Results]{
+		out: b.out, problems: b.problems, check: b.o.Check, artefacts: b.artefacts,
+		run:    func(ctx context.Context) (*share.Results, error) { return share.Benchmark(ctx, b.o) },
+		empty:  func(r *share.Results) bool { return r == nil || len(r.Rows) == 0 },
+		report: b.report,
 	}
 	if b.resume {
-		var err error
-		if b.o.Resume, err = share.Load(b.out + ".json"); err != nil {
-			return &vmm.HostError{Err: err}
+		m.load = func(file string) (err error) {
+			b.o.Resume, err = share.Load(file)
+			return err
 		}
 	}
-	b.o.Keep = func(r *share.Results) error { return b.result(r).Write(b.out + ".json") }
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
-	results, err := share.Benchmark(ctx, b.o)
-	if results != nil && len(results.Rows) > 0 {
-		err = errors.Join(err, b.report(results))
-	}
-	if ctx.Err() != nil {
-		return &exitError{130, errors.New("interrupted")}
-	}
-	return err
+	return m.do(ctx)
 }
 
 // artefacts finds what the guests are made of.
