@@ -59,7 +59,7 @@ test-kvm: tiny ## tests that need /dev/kvm: tiny guests, directly on this host
 test-lab: build guest lab ## tests with Linux guests, inside the lab
 	@CGO_ENABLED=0 go test -c -o build/test/lab.test ./integration
 	@scripts/ring lab-outside timeout -k 20 300 env CGO_ENABLED=0 go test -v -count=1 -run '^TestLab' ./integration/lab
-	@scripts/ring lab scripts/lab-tests build/test/lab.test '^TestLab' '^TestLabNodes' --nodes 1 --cpus 2 $(ARGS)
+	@scripts/ring lab scripts/lab-tests build/test/lab.test '^TestLab' '^TestLabNodes' --steady --nodes 1 --cpus 2 $(ARGS)
 	@scripts/ring lab-nodes scripts/lab-tests build/test/lab.test '^TestLabNodes' '^TestLabNodesStress' --steady --nodes 2 --cpus 2 $(ARGS)
 
 .PHONY: bench-boot
