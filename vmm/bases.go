@@ -139,20 +139,15 @@ func (s *bases) nodes() []int {
 // one closes it, unless other guests were sent pages of it and map them still.
 func (s *bases) put(b *base) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	b.uses--
+	s.mu.Unlock()
 	return s.sweep()
 }
 
-// left closes the images that a guest that is gone was the last to map.
-func (s *bases) left() error {
+// sweep closes the images that are nobody's and that no guest maps any more.
+func (s *bases) sweep() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.sweep()
-}
-
-// sweep closes the images that are nobody's and that nobody maps; mu is held.
-func (s *bases) sweep() error {
 	var errs []error
 	for key, b := range s.open {
 		if b.uses > 0 {

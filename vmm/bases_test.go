@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"unsafe"
 
@@ -135,6 +136,41 @@ func TestHostBaseOutlivesItsDisk(t *testing.T) {
 	}
 	arena.Release(run.Page, run.N)
 	if err := errors.Join(s.sweep(), s.close()); err != nil || len(s.open) != 0 {
+		t.Errorf("%d images are open, %v", len(s.open), err)
+	}
+}
+
+// TestHostBasesAtOnce: guests come and go at the same time, with the disk and without.
+func TestHostBasesAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &bases{size: 64 << 20}
+	var guests sync.WaitGroup
+	for range 4 {
+		guests.Go(func() {
+			for range 50 {
+				b, err := s.get(Disk{Path: path})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := s.put(b); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		guests.Go(func() {
+			for range 50 {
+				if err := s.sweep(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	guests.Wait()
+	if err := s.close(); err != nil || len(s.open) != 0 {
 		t.Errorf("%d images are open, %v", len(s.open), err)
 	}
 }

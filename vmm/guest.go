@@ -195,7 +195,6 @@ func (g *Guest) Close() error {
 		g.out.Close()
 	}
 	g.monitor.dismiss(g)
-	errs = append(errs, g.monitor.bases.left())
 	if g.private {
 		errs = append(errs, g.monitor.Close())
 	}
