@@ -18,10 +18,10 @@ const (
 	FormatQCOW2 Format = "qcow2"
 )
 
-// Image is an open disk image. Offsets and lengths are in bytes, are multiples of
-// SectorSize and lie within Size. Its methods but Close may be called from many
+// Disk is what holds a disk's bytes (blk.Backend). Offsets and lengths are in bytes,
+// are multiples of SectorSize and lie within Size. Its methods may be called from many
 // goroutines; none keeps bufs.
-type Image interface {
+type Disk interface {
 	Size() int64
 	// BlockSize is the logical block size, a power of two from SectorSize up.
 	BlockSize() int
@@ -34,6 +34,11 @@ type Image interface {
 	// was there, or as what is below the image.
 	Discard(off, n int64) error
 	WriteZeroes(off, n int64, unmap bool) error
+}
+
+// Image is an open disk image.
+type Image interface {
+	Disk
 	// Close unlocks the image, after a last Flush. No other call may be under way.
 	Close() error
 }

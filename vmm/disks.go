@@ -108,7 +108,7 @@ func (b *backends) flow(path string) *flow.Flow {
 }
 
 // images opens a disk without its limits.
-func (b *backends) images(d Disk) (limit.Disk, error) {
+func (b *backends) images(d Disk) (disk.Disk, error) {
 	options := disk.Options{
 		ReadOnly: d.ReadOnly, Format: disk.Format(d.Format), Backing: d.Backing,
 		Direct: d.Cache == Direct, WriteThrough: d.Cache == Writethrough,

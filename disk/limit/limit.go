@@ -11,24 +11,13 @@ import (
 	"sync"
 	"time"
 
+	"disco/disk"
 	"disco/disk/vector"
 	"disco/memory"
 )
 
 // burst is for how long what is not used adds up.
 const burst = 100 * time.Millisecond
-
-// Disk is what is limited (blk.Backend).
-type Disk interface {
-	Size() int64
-	BlockSize() int
-	ReadOnly() bool
-	ReadV(bufs [][]byte, off int64) error
-	WriteV(bufs [][]byte, off int64) error
-	Flush() error
-	Discard(off, n int64) error
-	WriteZeroes(off, n int64, unmap bool) error
-}
 
 // lender is what it may be besides (blk.Lender).
 type lender interface {
@@ -39,7 +28,7 @@ type lender interface {
 // Limited is a disk with limits. A request waits until those before it are paid
 // for. Its methods may be called as those of the disk below.
 type Limited struct {
-	Disk
+	disk.Disk
 	ops, bytes bucket
 
 	mu     sync.Mutex
@@ -55,7 +44,7 @@ type lending struct {
 
 // New puts limits on a disk: of requests and of bytes a second; 0 for none.
 // Without any it is the disk itself.
-func New(d Disk, iops, bps uint64) Disk {
+func New(d disk.Disk, iops, bps uint64) disk.Disk {
 	if iops == 0 && bps == 0 {
 		return d
 	}

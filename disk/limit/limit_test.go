@@ -13,7 +13,7 @@ import (
 )
 
 // nothing is a disk of zeroes.
-type nothing struct{ Disk }
+type nothing struct{ disk.Disk }
 
 func (nothing) ReadV([][]byte, int64) error          { return nil }
 func (nothing) WriteV([][]byte, int64) error         { return nil }
@@ -36,25 +36,25 @@ func TestLimits(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		iops, bps uint64
-		call      func(Disk)
+		call      func(disk.Disk)
 		n         int
 		want      time.Duration
 	}{
-		{"requests", 100, 0, func(d Disk) { d.ReadV(b, 0) }, 1000, 10 * time.Second},
-		{"bytes read", 0, 1 << 20, func(d Disk) { d.ReadV(b, 0) }, 1280, 10 * time.Second},
-		{"bytes written", 1 << 20, 1 << 20, func(d Disk) { d.WriteV(b, 0) }, 1280, 10 * time.Second},
-		{"discards", 10, 1, func(d Disk) { d.Discard(0, 1<<40) }, 100, 10 * time.Second},
-		{"zeroes", 10, 1, func(d Disk) { d.WriteZeroes(0, 1<<40, true) }, 100, 10 * time.Second},
-		{"mapped", 0, 1 << 20, func(d Disk) {
+		{"requests", 100, 0, func(d disk.Disk) { d.ReadV(b, 0) }, 1000, 10 * time.Second},
+		{"bytes read", 0, 1 << 20, func(d disk.Disk) { d.ReadV(b, 0) }, 1280, 10 * time.Second},
+		{"bytes written", 1 << 20, 1 << 20, func(d disk.Disk) { d.WriteV(b, 0) }, 1280, 10 * time.Second},
+		{"discards", 10, 1, func(d disk.Disk) { d.Discard(0, 1<<40) }, 100, 10 * time.Second},
+		{"zeroes", 10, 1, func(d disk.Disk) { d.WriteZeroes(0, 1<<40, true) }, 100, 10 * time.Second},
+		{"mapped", 0, 1 << 20, func(d disk.Disk) {
 			r, _ := d.(lender).Lend(0, 8192)
 			d.(lender).Return(r, r.N)
 		}, 1280, 10 * time.Second},
-		{"lent, and read", 0, 1 << 20, func(d Disk) {
+		{"lent, and read", 0, 1 << 20, func(d disk.Disk) {
 			r, _ := d.(lender).Lend(0, 8192)
 			d.(lender).Return(r, 0)
 			d.ReadV(b, 0)
 		}, 1280, 10 * time.Second},
-		{"tiny", 0, 3, func(d Disk) { d.ReadV([][]byte{b[0][:30]}, 0) }, 2, 10 * time.Second},
+		{"tiny", 0, 3, func(d disk.Disk) { d.ReadV([][]byte{b[0][:30]}, 0) }, 2, 10 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

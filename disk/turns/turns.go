@@ -9,22 +9,11 @@
 package turns
 
 import (
+	"disco/disk"
 	"disco/disk/vector"
 	"disco/memory"
 	"disco/scheduler/flow"
 )
-
-// Disk is what requests are made of (blk.Backend).
-type Disk interface {
-	Size() int64
-	BlockSize() int
-	ReadOnly() bool
-	ReadV(bufs [][]byte, off int64) error
-	WriteV(bufs [][]byte, off int64) error
-	Flush() error
-	Discard(off, n int64) error
-	WriteZeroes(off, n int64, unmap bool) error
-}
 
 // lender is what it may be besides (blk.Lender).
 type lender interface {
@@ -35,7 +24,7 @@ type lender interface {
 // Waiting is a disk whose requests wait for their turns. Its methods may be called as
 // those of the disk below.
 type Waiting struct {
-	Disk
+	disk.Disk
 	flow *flow.Flow
 }
 
@@ -46,7 +35,7 @@ type lending struct {
 }
 
 // New has a disk's requests wait in a flow. Without one it is the disk itself.
-func New(d Disk, f *flow.Flow) Disk {
+func New(d disk.Disk, f *flow.Flow) disk.Disk {
 	if f == nil {
 		return d
 	}

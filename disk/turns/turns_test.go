@@ -18,7 +18,7 @@ import (
 
 // slow is a disk that does one request at a time, each for a while.
 type slow struct {
-	Disk
+	disk.Disk
 	slot chan struct{} // of one element
 	took time.Duration
 	done atomic.Int64
@@ -42,11 +42,11 @@ func (s *slow) WriteZeroes(_, _ int64, _ bool) error { return s.do() }
 // each from one worker, and from several; and all of them when they are alone.
 func TestTurns(t *testing.T) {
 	b := [][]byte{make([]byte, 4096)}
-	calls := map[string]func(Disk) error{
-		"read":    func(d Disk) error { return d.ReadV(b, 0) },
-		"write":   func(d Disk) error { return d.WriteV(b, 0) },
-		"discard": func(d Disk) error { return d.Discard(0, 1<<20) },
-		"zeroes":  func(d Disk) error { return d.WriteZeroes(0, 1<<20, true) },
+	calls := map[string]func(disk.Disk) error{
+		"read":    func(d disk.Disk) error { return d.ReadV(b, 0) },
+		"write":   func(d disk.Disk) error { return d.WriteV(b, 0) },
+		"discard": func(d disk.Disk) error { return d.Discard(0, 1<<20) },
+		"zeroes":  func(d disk.Disk) error { return d.WriteZeroes(0, 1<<20, true) },
 	}
 	for name, call := range calls {
 		for _, workers := range []int{1, 4} {
@@ -133,7 +133,7 @@ func TestHostTurns(t *testing.T) {
 }
 
 // lent is a disk that lends.
-type lent struct{ Disk }
+type lent struct{ disk.Disk }
 
 func (lent) Lend(_, n int64) (memory.Run, int64) { return memory.Run{N: int(n / 4096)}, 0 }
 func (lent) Return(memory.Run, int)              {}
@@ -151,7 +151,7 @@ func TestLayers(t *testing.T) {
 	}
 	defer img.Close()
 	f := flow.New(flow.Config{}).NewFlow(1)
-	if New(img, nil) != Disk(img) {
+	if New(img, nil) != disk.Disk(img) {
 		t.Error("a disk without a flow is wrapped")
 	}
 	if _, ok := New(img, f).(lender); ok {
