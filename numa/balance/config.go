@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -96,25 +97,18 @@ func (c Config) Validate() error {
 // complete is c with defaults for what is zero.
 func (c Config) complete() Config {
 	d := Default()
-	fill(&c.Tick, d.Tick)
-	fill(&c.Window, d.Window)
-	fill(&c.MaxWindow, max(d.MaxWindow, c.Window))
-	fill(&c.GuardWindow, d.GuardWindow)
-	fill(&c.Hold, d.Hold)
-	fill(&c.MaxHold, max(d.MaxHold, c.Hold))
-	fill(&c.MaxMoves, d.MaxMoves)
-	fill(&c.Decay, d.Decay)
-	fill(&c.FaultRate, d.FaultRate)
-	fill(&c.SampleShare, d.SampleShare)
-	fill(&c.MoveShare, d.MoveShare)
-	fill(&c.MoveRate, d.MoveRate)
-	fill(&c.MinFree, d.MinFree)
+	c.Tick = cmp.Or(c.Tick, d.Tick)
+	c.Window = cmp.Or(c.Window, d.Window)
+	c.MaxWindow = cmp.Or(c.MaxWindow, max(d.MaxWindow, c.Window))
+	c.GuardWindow = cmp.Or(c.GuardWindow, d.GuardWindow)
+	c.Hold = cmp.Or(c.Hold, d.Hold)
+	c.MaxHold = cmp.Or(c.MaxHold, max(d.MaxHold, c.Hold))
+	c.MaxMoves = cmp.Or(c.MaxMoves, d.MaxMoves)
+	c.Decay = cmp.Or(c.Decay, d.Decay)
+	c.FaultRate = cmp.Or(c.FaultRate, d.FaultRate)
+	c.SampleShare = cmp.Or(c.SampleShare, d.SampleShare)
+	c.MoveShare = cmp.Or(c.MoveShare, d.MoveShare)
+	c.MoveRate = cmp.Or(c.MoveRate, d.MoveRate)
+	c.MinFree = cmp.Or(c.MinFree, d.MinFree)
 	return c
-}
-
-func fill[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }

@@ -1,6 +1,7 @@
 package locality
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -57,10 +58,10 @@ func (o Options) Check() error { return errors.Join(o.complete()...) }
 func (o *Options) complete() []error {
 	var problems []error
 	bad := func(format string, a ...any) { problems = append(problems, fmt.Errorf(format, a...)) }
-	fill(&o.Size, defaultSize)
-	fill(&o.Rounds, defaultRounds)
-	fill(&o.RoundTime, defaultRoundTime)
-	fill(&o.BootTimeout, defaultBootTimeout)
+	o.Size = cmp.Or(o.Size, defaultSize)
+	o.Rounds = cmp.Or(o.Rounds, defaultRounds)
+	o.RoundTime = cmp.Or(o.RoundTime, defaultRoundTime)
+	o.BootTimeout = cmp.Or(o.BootTimeout, defaultBootTimeout)
 	if o.Policies == nil {
 		o.Policies = Policies
 	}
@@ -93,13 +94,6 @@ func (o *Options) complete() []error {
 		o.checkMemory(bad)
 	}
 	return problems
-}
-
-func fill[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // checkNodes completes and checks Nodes and CPUs.

@@ -15,6 +15,7 @@
 package share
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,12 +88,12 @@ func (o *Options) complete() []error {
 	if o.Modes == nil {
 		o.Modes = []Mode{Auto, Never, KSM}
 	}
-	fill(&o.CPUs, 1)
-	fill(&o.Memory, 512<<20)
-	fill(&o.Read, "/usr,/boot")
-	fill(&o.Job, "query")
-	fill(&o.Timeout, 10*time.Minute)
-	fill(&o.Settle, 5*time.Minute)
+	o.CPUs = cmp.Or(o.CPUs, 1)
+	o.Memory = cmp.Or(o.Memory, 512<<20)
+	o.Read = cmp.Or(o.Read, "/usr,/boot")
+	o.Job = cmp.Or(o.Job, "query")
+	o.Timeout = cmp.Or(o.Timeout, 10*time.Minute)
+	o.Settle = cmp.Or(o.Settle, 5*time.Minute)
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
@@ -114,13 +115,6 @@ func (o *Options) complete() []error {
 		}
 	}
 	return problems
-}
-
-func fill[T comparable](p *T, otherwise T) {
-	var zero T
-	if *p == zero {
-		*p = otherwise
-	}
 }
 
 // Benchmark runs what o asks for. The results it returns with an error are those of

@@ -23,6 +23,7 @@
 package traffic
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -148,12 +149,12 @@ func (o *Options) complete() []error {
 	if o.Readings == nil {
 		o.Readings = Readings
 	}
-	fill(&o.Readers, 4)
-	fill(&o.Rounds, 2)
-	fill(&o.Bytes, 4<<20)
-	fill(&o.Exchanges, 200)
-	fill(&o.Memory, 384<<20)
-	fill(&o.Timeout, 8*time.Minute)
+	o.Readers = cmp.Or(o.Readers, 4)
+	o.Rounds = cmp.Or(o.Rounds, 2)
+	o.Bytes = cmp.Or(o.Bytes, 4<<20)
+	o.Exchanges = cmp.Or(o.Exchanges, 200)
+	o.Memory = cmp.Or(o.Memory, 384<<20)
+	o.Timeout = cmp.Or(o.Timeout, 8*time.Minute)
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
@@ -164,13 +165,6 @@ func (o *Options) complete() []error {
 		bad("bytes %d: use 1 to %d MiB", o.Bytes, FileSize>>20)
 	}
 	return problems
-}
-
-func fill[T comparable](p *T, otherwise T) {
-	var zero T
-	if *p == zero {
-		*p = otherwise
-	}
 }
 
 // Benchmark runs what o asks for. What fails does not stop the rest: the results it
