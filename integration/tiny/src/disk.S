@@ -115,13 +115,7 @@ header: .long   0, 0                            /* VIRTIO_BLK_T_IN */
 
         .section .bss
         .balign 4096
-descriptors:
-        .skip   16 * QUEUE
-        .balign 64
-available:
-        .skip   6 + 2 * QUEUE
-        .balign 64
-used:   .skip   6 + 8 * QUEUE
+        VIRTIO_QUEUE QUEUE
 status: .skip   1
         .balign 16
 record: .skip   V_SIZE

@@ -133,13 +133,7 @@ ask:
         .balign 4096
 directory:
         .skip   4096
-descriptors:
-        .skip   16 * QUEUE
-        .balign 64
-available:
-        .skip   6 + 2 * QUEUE
-        .balign 64
-used:   .skip   6 + 8 * QUEUE
+        VIRTIO_QUEUE QUEUE
         .balign 16
 request:
         .skip   128

@@ -71,13 +71,7 @@ got:
 
         .section .bss
         .balign 4096
-descriptors:
-        .skip   16 * QUEUE
-        .balign 64
-available:
-        .skip   6 + 2 * QUEUE
-        .balign 64
-used:   .skip   6 + 8 * QUEUE
+        VIRTIO_QUEUE QUEUE
         .balign 16
 buffer: .skip   16
 record: .skip   V_SIZE

@@ -70,6 +70,17 @@
 .Lagreed\@:
         .endm
 
+/* In .bss: a queue of n descriptors (virtio 1.2 §2.7), at labels of its parts. */
+        .macro  VIRTIO_QUEUE n
+descriptors:
+        .skip   16 * \n
+        .balign 64
+available:
+        .skip   6 + 2 * \n
+        .balign 64
+used:   .skip   6 + 8 * \n
+        .endm
+
 /*
  * Enables the queue selected, which lies at descriptors, available and used, and
  * says DRIVER_OK. RDI is the common configuration; R13 = the queue's doorbell.
