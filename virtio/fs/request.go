@@ -215,15 +215,21 @@ func (w *worker) structure(c *virtio.Chain, n int) ([]byte, bool) {
 	return p, c.Read(p) == n
 }
 
-// read fills the guest's buffers from a file.
-func (w *worker) read(c *virtio.Chain, r request) uint32 {
+// transfer is which file a read or a write is of, and where and how long it is there.
+func (w *worker) transfer(c *virtio.Chain) (fh uint64, off int64, size int, ok bool) {
 	p, ok := w.structure(c, transfer)
 	if !ok {
-		return w.refuse(c, r)
+		return 0, 0, 0, false
 	}
 	le := binary.LittleEndian
-	fh, off, size := le.Uint64(p[0:]), int64(le.Uint64(p[8:])), int(le.Uint32(p[16:]))
-	if size > maxData || virtio.Len(c.Writable) < outHeader+size {
+	fh, off, size = le.Uint64(p[0:]), int64(le.Uint64(p[8:])), int(le.Uint32(p[16:]))
+	return fh, off, size, size <= maxData
+}
+
+// read fills the guest's buffers from a file.
+func (w *worker) read(c *virtio.Chain, r request) uint32 {
+	fh, off, size, ok := w.transfer(c)
+	if !ok || virtio.Len(c.Writable) < outHeader+size {
 		return w.refuse(c, r)
 	}
 	// The header's place is kept until it is known how much there was.
@@ -272,13 +278,8 @@ func cut(bufs *[][]byte, n int) {
 
 // write writes the guest's buffers to a file.
 func (w *worker) write(c *virtio.Chain, r request) uint32 {
-	p, ok := w.structure(c, transfer)
-	if !ok {
-		return w.refuse(c, r)
-	}
-	le := binary.LittleEndian
-	fh, off, size := le.Uint64(p[0:]), int64(le.Uint64(p[8:])), int(le.Uint32(p[16:]))
-	if size > maxData || virtio.Len(c.Readable) < size {
+	fh, off, size, ok := w.transfer(c)
+	if !ok || virtio.Len(c.Readable) < size {
 		return w.refuse(c, r)
 	}
 	cut(&c.Readable, size)
@@ -287,7 +288,7 @@ func (w *worker) write(c *virtio.Chain, r request) uint32 {
 		w.d.written.Add(uint64(n))
 	}
 	body := w.out[outHeader : outHeader+8] // fuse_write_out
-	le.PutUint64(body, uint64(uint32(n)))
+	binary.LittleEndian.PutUint64(body, uint64(uint32(n)))
 	return w.reply(c, r, s, body)
 }
 
