@@ -88,9 +88,9 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// TestHostTurns: the same with an image, on a device that does so many requests a
-// second, in real time.
-func TestHostTurns(t *testing.T) {
+// openImage opens an image of 1 MiB of zeroes, for as long as the test runs.
+func openImage(t *testing.T) disk.Image {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "img")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -99,7 +99,14 @@ func TestHostTurns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer img.Close()
+	t.Cleanup(func() { img.Close() })
+	return img
+}
+
+// TestHostTurns: the same with an image, on a device that does so many requests a
+// second, in real time.
+func TestHostTurns(t *testing.T) {
+	img := openImage(t)
 	device := limit.New(img, 2000, 0)
 	for range 300 { // at once: then it is full
 		if err := device.ReadV([][]byte{make([]byte, 512)}, 0); err != nil {
@@ -141,15 +148,7 @@ func (lent) Return(memory.Run, int)              {}
 // TestLayers: a disk that lends does so still, one without a flow is itself, and a
 // limit below is told of a hurry.
 func TestLayers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "img")
-	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	img, err := disk.Open(path, disk.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer img.Close()
+	img := openImage(t)
 	f := flow.New(flow.Config{}).NewFlow(1)
 	if New(img, nil) != disk.Disk(img) {
 		t.Error("a disk without a flow is wrapped")
