@@ -343,22 +343,11 @@ func FuzzLanFrame(f *testing.F) {
 	n := newNet(f, Config{Lan: to})
 	b := make([]byte, frame.HeaderLen+frame.MaxLen)
 	f.Fuzz(func(t *testing.T, p []byte) {
-		_ = n.WriteFrame(0, [][]byte{make([]byte, frame.HeaderLen), p})
-		for {
-			m, err := n.ReadFrame(0, [][]byte{b}, false)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if m == 0 {
-				return
-			}
-			if err := frame.Parse(b).Check(m-frame.HeaderLen, 0); err != nil {
-				t.Fatal(err)
-			}
+		converse(t, n, b, p, func() {
 			if got := [6]byte(b[frame.HeaderLen+6:]); got != to.MAC {
 				t.Fatalf("a frame from % x", got)
 			}
-		}
+		})
 	})
 }
 

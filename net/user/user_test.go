@@ -874,6 +874,26 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// converse sends a frame of any bytes, and reads the answers into b, which must be
+// frames; each is called after each.
+func converse(t *testing.T, n *Net, b, p []byte, each func()) {
+	t.Helper()
+	_ = n.WriteFrame(0, [][]byte{make([]byte, frame.HeaderLen), p})
+	for {
+		m, err := n.ReadFrame(0, [][]byte{b}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m == 0 {
+			return
+		}
+		if err := frame.Parse(b).Check(m-frame.HeaderLen, 0); err != nil {
+			t.Fatal(err)
+		}
+		each()
+	}
+}
+
 // FuzzUserFrame writes what a hostile guest may.
 func FuzzUserFrame(f *testing.F) {
 	f.Add([]byte(toAll + guestMAC + "\x08\x06"))
@@ -889,19 +909,7 @@ func FuzzUserFrame(f *testing.F) {
 				return
 			}
 		}
-		_ = n.WriteFrame(0, [][]byte{make([]byte, frame.HeaderLen), p})
-		for {
-			m, err := n.ReadFrame(0, [][]byte{b}, false)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if m == 0 {
-				return
-			}
-			if err := frame.Parse(b).Check(m-frame.HeaderLen, 0); err != nil {
-				t.Fatal(err)
-			}
-		}
+		converse(t, n, b, p, func() {})
 	})
 }
 
