@@ -10,10 +10,16 @@ import (
 // them, give or take √(n·p·(1-p)).
 //
 // A client that uses the part f of a quantum holds 1/f of its weight until it is
-// next drawn: its compensation tickets (§3.4). It cannot gain by them.
+// next drawn: its compensation tickets (§3.4). It cannot gain by them. Here f is all
+// that it has used since it was drawn before, and may be more than 1: what it had
+// without being drawn, as when the one that was drawn halted, it has had too. Nor is
+// it drawn fairly while another runs, being there to be drawn with fewer; what it
+// uses then counts as if it had not been. So what each has had is its weight's part,
+// whatever the quanta were (of a process that begins anew at each draw after a time
+// that is u/weight on average, u having been used since the last).
 //
-// With several CPUs those drawn for one are not there to be drawn for the next, so
-// a client that should have nearly a whole CPU gets less than that.
+// With several CPUs a client that should have nearly a whole CPU gets less than that:
+// even a client that is owed much is not always drawn.
 //
 // NewLottery's draws take O(log n) with a tree of partial sums, NewListLottery's
 // look through a list, which is short when heavy clients are at its head.
@@ -22,6 +28,7 @@ type Lottery struct {
 	rng     *rand.Rand
 	draw    drawer
 	clients int
+	running int // of them, those that Next or Take took out
 }
 
 // drawer holds those who wait.
@@ -34,8 +41,13 @@ type drawer interface {
 	find(ticket uint64) *Client
 }
 
-// maxCompensation bounds what a client that uses hardly anything is drawn with.
-const maxCompensation = 1 << 10
+// maxCompensation bounds what a client that uses hardly anything is drawn with, and
+// maxDebit by how many quanta one that had many is held to have had: it may have had
+// them because nobody else wanted any, and is not to pay for that for long.
+const (
+	maxCompensation = 1 << 10
+	maxDebit        = 16
+)
 
 // NewLottery makes a Policy without clients, for quanta of so much use. The same
 // seed gives the same draws.
@@ -75,6 +87,9 @@ func (l *Lottery) part(c *Client, how state) {
 	}
 	if c.state == waiting {
 		l.draw.remove(c)
+	} else {
+		l.settle(c)
+		l.running--
 	}
 	c.state = how
 	l.clients--
@@ -102,19 +117,23 @@ func (l *Lottery) Next() *Client {
 		return nil
 	}
 	c := l.draw.find(l.rng.Uint64N(total))
-	l.draw.remove(c)
-	c.state = running
+	l.takeOut(c, l.running == 0)
 	return c
 }
 
-// Take implements Policy. A lottery remembers no uses: who is taken wins more often.
+// Take implements Policy. Who is taken was not drawn.
 func (l *Lottery) Take(c *Client) bool {
 	if c.state != waiting {
 		return false
 	}
-	l.draw.remove(c)
-	c.state = running
+	l.takeOut(c, false)
 	return true
+}
+
+func (l *Lottery) takeOut(c *Client, drawn bool) {
+	l.draw.remove(c)
+	c.state, c.drawn = running, drawn
+	l.running++
 }
 
 // Done implements Policy.
@@ -123,6 +142,7 @@ func (l *Lottery) Done(c *Client, used int64) {
 		return
 	}
 	l.Charge(c, used)
+	l.settle(c)
 	l.Return(c)
 }
 
@@ -133,23 +153,26 @@ func (l *Lottery) Forgo(*Client) {}
 func (l *Lottery) Return(c *Client) {
 	if c.state == running {
 		c.state = waiting
+		l.running--
 		l.draw.add(c)
 	}
 }
 
-// Charge implements Policy. Of a client that runs it sets the compensation, for
-// one that is about to block; of others it means nothing.
+// Charge implements Policy. It counts when c is next drawn, and has had its quantum.
 func (l *Lottery) Charge(c *Client, used int64) {
-	if c.state != running {
+	c.had = min(c.had+boundUse(used), maxDebit*l.quantum)
+}
+
+// settle ends the quantum of a client that runs: if it was drawn, its compensation is
+// that for what it has had since the last time.
+func (l *Lottery) settle(c *Client) {
+	if !c.drawn {
 		return
 	}
-	c.draws = c.weight
-	if u := boundUse(used); u < l.quantum {
-		c.draws = c.weight * maxCompensation
-		if u > l.quantum/maxCompensation {
-			c.draws, _ = mulDiv(c.weight, l.quantum, u)
-		}
-	}
+	had := max(c.had, l.quantum/maxCompensation, 1)
+	c.draws, _ = mulDiv(c.weight, l.quantum, had)
+	c.draws = max(c.draws, 1)
+	c.had, c.drawn = 0, false
 }
 
 // Before implements Policy: who does not take part may be drawn like any other.

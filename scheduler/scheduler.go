@@ -108,6 +108,8 @@ type Client struct {
 
 	// Of lotteries:
 	draws uint64 // weight with compensation
+	had   uint64 // use since it was drawn
+	drawn bool   // it runs since it was, among all others
 }
 
 type state uint8

@@ -27,6 +27,10 @@ type thread struct {
 	stuck  bool // neither halted nor runnable
 	held   bool
 	low    bool
+
+	// work, if not 0, is for how long it computes before it halts for rest.
+	work, rest int64
+	left, wake int64 // of the work, and when the rest is over
 }
 
 func (t *thread) TID() int     { return t.tid }
@@ -117,6 +121,74 @@ func (w *world) run(d time.Duration) (naps []nap) {
 		}
 	}
 	return naps
+}
+
+// runFine is run, in which threads halt and wake within a quantum, looked at every
+// 0.1 ms.
+func (w *world) runFine(d time.Duration) {
+	p := w.s.pools[0]
+	next := w.clock
+	const step = int64(100 * time.Microsecond)
+	for end := w.clock + int64(d); w.clock < end; w.clock += step {
+		for _, x := range w.threads {
+			if x.halted && x.work > 0 && w.clock >= x.wake {
+				x.halted, x.left = false, x.work
+			}
+		}
+		if w.clock >= next {
+			next = w.clock + int64(w.s.cfg.Quantum)
+			p.tick(w.clock)
+		}
+		var on []*thread
+		low := true
+		for _, x := range w.threads {
+			if x.ready() && (!x.low || low) {
+				if low && !x.low {
+					on, low = on[:0], false
+				}
+				on = append(on, x)
+			}
+		}
+		for _, x := range on {
+			n := step / int64(len(on))
+			x.used += n
+			if x.left -= n; x.work > 0 && x.left <= 0 {
+				x.halted, x.wake = true, w.clock+step+x.rest
+			}
+		}
+	}
+}
+
+// TestPoolCompensates: one that halts for a moment all the time has its share of the
+// CPU, by lottery as by stride.
+func TestPoolCompensates(t *testing.T) {
+	const ms = int64(time.Millisecond)
+	for _, kind := range []Kind{Stride, Lottery} {
+		for _, c := range []struct{ work, rest int64 }{{2 * ms, ms / 10}, {3 * ms, ms / 2}, {15 * ms, ms}} {
+			for _, hogs := range []int{1, 3} {
+				w := newWorld(t, Config{Kind: kind, Pools: [][]int{{0}}, Seed: 3})
+				_, x := w.guest(t, GuestConfig{Tickets: 100})
+				x.work, x.rest, x.left = c.work, c.rest, c.work
+				for range hogs {
+					w.guest(t, GuestConfig{Tickets: 100})
+				}
+				const span = 100 * time.Second
+				w.runFine(span)
+				var all int64
+				for _, o := range w.threads {
+					all += o.used
+				}
+				got, want := float64(x.used)/float64(all), 1/float64(1+hogs)
+				slack := 0.01
+				if kind == Lottery {
+					slack = 0.05 // three standard deviations
+				}
+				if math.Abs(got/want-1) > slack {
+					t.Errorf("by %v, with %v of work and %v of rest beside %d it had %.4f, want %.4f", kind, time.Duration(c.work), time.Duration(c.rest), hogs, got, want)
+				}
+			}
+		}
+	}
 }
 
 func TestPoolShares(t *testing.T) {

@@ -61,7 +61,7 @@ func (r *Results) promises() []bench.Promise {
 	}
 	for _, row := range r.Rows {
 		switch {
-		case row.Policy == Lottery && row.Load != "resting":
+		case row.Policy == Lottery:
 			ps = append(ps, bench.AtMost(row.Load+", lottery: worst error of a share, standard deviations", 3, row.Sigma))
 		case row.Policy != Stride:
 		case row.Load == "100:1" || row.Load == "change" || row.Load == "join":
