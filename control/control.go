@@ -67,6 +67,9 @@ type Guest struct {
 	// guests compete: 0.5 is half of one.
 	Asked float64 `json:"asked_cpus,omitempty"`
 	Limit float64 `json:"limit_cpus,omitempty"` // that it may use at most; 0 is no limit
+	// Workers is the CPU time that the monitor's workers have used for it, for its disks
+	// and networks, and that it pays for; 0 with the scheduler host.
+	Workers uint64 `json:"workers_ns,omitempty"`
 
 	// Parallel[i] is how long exactly i of its vCPUs ran at once; nil where nobody
 	// looked.

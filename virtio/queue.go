@@ -44,6 +44,20 @@ type QueueConfig struct {
 	Interrupt func()
 	// Failed is called once, when the driver broke the queue.
 	Failed func(err error)
+	// Payer pays for the CPU time of the queue's workers; nil for nobody.
+	Payer Payer
+}
+
+// Payer pays for the CPU time that workers use for a guest. Its methods are called
+// from many goroutines, with no lock held, and do not wait or allocate.
+type Payer interface {
+	// Begin has the calling goroutine keep to its thread and counts what it uses from
+	// now on.
+	Begin() (mark int64)
+	// Lap pays for what was used since the mark, and gives the next.
+	Lap(mark int64) int64
+	// End pays, and lets the goroutine go.
+	End(mark int64)
 }
 
 // Queue is the device's side of one split virtqueue (virtio 1.2 §2.7).
@@ -59,6 +73,7 @@ type Queue struct {
 	space     *memory.Space
 	interrupt func()
 	failed    func(error)
+	payer     Payer // or nil
 	bell      *doorbell
 
 	desc, avail, used pages
@@ -79,7 +94,7 @@ type Queue struct {
 // makes its doorbell. The caller owns it and ends it with Stop and Close.
 func NewQueue(c QueueConfig) (*Queue, error) {
 	q := &Queue{
-		index: c.Index, size: c.Size, space: c.Space, interrupt: c.Interrupt, failed: c.Failed,
+		index: c.Index, size: c.Size, space: c.Space, interrupt: c.Interrupt, failed: c.Failed, payer: c.Payer,
 		event: c.Features&FeatureEventIndex != 0, indirect: c.Features&FeatureIndirect != 0,
 	}
 	if c.Size == 0 || c.Size > MaxQueueSize || bits.OnesCount16(c.Size) != 1 {
@@ -341,10 +356,38 @@ func (q *Queue) notify(on bool) {
 func (q *Queue) Serve(handle func(c *Chain) (written uint32)) {
 	var c Chain
 	for q.Wait() {
+		mark := q.Begin()
 		for n := 0; n < batch && q.Next(&c); n++ {
 			q.Done(&c, handle(&c))
 		}
 		q.Flush()
+		q.End(mark)
+	}
+}
+
+// Begin has what the calling goroutine does from now on, until End, be paid for by
+// the guest. Workers other than Serve's call it when there is something to do, and
+// End before they wait for the driver. It costs a system call, as Lap and End do.
+func (q *Queue) Begin() (mark int64) {
+	if q.payer == nil {
+		return 0
+	}
+	return q.payer.Begin()
+}
+
+// Lap is an End and a Begin, for a worker that has gone on for a while.
+func (q *Queue) Lap(mark int64) int64 {
+	if q.payer == nil {
+		return 0
+	}
+	return q.payer.Lap(mark)
+}
+
+// End ends what Begin began, on the same goroutine. Mark is what Begin, or the last
+// Lap, gave.
+func (q *Queue) End(mark int64) {
+	if q.payer != nil {
+		q.payer.End(mark)
 	}
 }
 

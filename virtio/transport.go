@@ -51,6 +51,7 @@ type Transport struct {
 	space   *memory.Space
 	host    pci.Host
 	log     *slog.Logger
+	payer   Payer // or nil
 	config  *pci.Config
 	msix    *pci.MSIX
 	offered uint64
@@ -117,6 +118,9 @@ func NewTransport(dev Device, space *memory.Space, host pci.Host, log *slog.Logg
 	t.configure()
 	return t, nil
 }
+
+// PaidBy has the device's workers be paid for by p. It comes before the guest runs.
+func (t *Transport) PaidBy(p Payer) { t.payer = p }
 
 // Config is the function's config space.
 func (t *Transport) Config() *pci.Config { return t.config }
@@ -284,7 +288,7 @@ func (t *Transport) enable(q *queueState) {
 	}
 	queue, err := NewQueue(QueueConfig{
 		Index: q.index, Size: q.size, Desc: q.rings[0], Avail: q.rings[1], Used: q.rings[2],
-		Features: t.accepted, Space: t.space, Failed: t.fail,
+		Features: t.accepted, Space: t.space, Failed: t.fail, Payer: t.payer,
 		Interrupt: func() { t.interrupt(q.vector.Load(), isrQueue) },
 	})
 	if err != nil {

@@ -50,6 +50,9 @@ type Live struct {
 	Group   string
 	Asked   float64
 	Limit   float64 // most CPUs that it may use; 0 is no limit
+	// Workers is the CPU time that the monitor's workers have used for the guest, which
+	// it pays for. It goes on over restarts.
+	Workers time.Duration
 }
 
 // LiveVCPU is what a vCPU is doing.
@@ -193,6 +196,7 @@ func (g *Guest) live() Live {
 	}
 	if g.share != nil {
 		l.Tickets, l.Group, l.Limit = g.Tickets(), g.cfg.Group, float64(g.cfg.CPULimit)/1000
+		l.Workers = g.share.guest.Worked()
 	}
 	if g.machine != nil {
 		g.machine.live(&l)

@@ -343,6 +343,9 @@ func (m *machine) enlist(s *share, log *slog.Logger) error {
 		}
 		m.members = append(m.members, member)
 	}
+	for _, t := range m.transports {
+		t.PaidBy(s.guest)
+	}
 	return nil
 }
 

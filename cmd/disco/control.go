@@ -198,7 +198,7 @@ func guestOf(l *vmm.Live) control.Guest {
 	for _, n := range l.Nodes {
 		g.Nodes = append(g.Nodes, int(n))
 	}
-	g.Tickets, g.Group, g.Asked, g.Limit = l.Tickets, l.Group, l.Asked, l.Limit
+	g.Tickets, g.Group, g.Asked, g.Limit, g.Workers = l.Tickets, l.Group, l.Asked, l.Limit, uint64(l.Workers)
 	if l.Sampled {
 		g.LocalShare = &l.LocalShare
 	}

@@ -52,6 +52,8 @@ type topGuest struct {
 	Group      string   `json:"group,omitempty"`
 	Tickets    int64    `json:"tickets"`
 	Limit      float64  `json:"limit_cpus"` // 0 is no limit
+	// Workers is the part of Got that the monitor's workers used for it.
+	Workers float64 `json:"workers_cpus"`
 	// TLP is the number of vCPUs that run while any does, and Parallel[i] the part
 	// of time in which exactly i do.
 	TLP      float64   `json:"tlp"`
@@ -131,6 +133,10 @@ func guestLook(m *topMonitor, was, g *control.Guest) topGuest {
 			t.KVM[kind] += n
 		}
 		t.VCPUs = append(t.VCPUs, v)
+	}
+	if was != nil && m.Interval > 0 {
+		t.Workers = float64(since(was.Workers, g.Workers)) / m.Interval / 1e9
+		t.Got += t.Workers
 	}
 	var spent []uint64
 	var sum float64

@@ -46,6 +46,7 @@ var (
 	tickets  = desc("guest_tickets", "Tickets that the guest has.", "guest", "group")
 	asked    = desc("guest_asked_cpus", "CPUs that the tickets entitle to while all guests compete.", "guest")
 	limit    = desc("guest_limit_cpus", "The most CPUs that the guest may use.", "guest")
+	workers  = desc("guest_workers_cpu_seconds_total", "CPU time of the monitor's workers that the guest pays for.", "guest")
 	parallel = desc("guest_parallel_seconds_total", "Time in which exactly so many vCPUs ran at once.", "guest", "vcpus")
 	exits    = desc("guest_exits_total", "Exits to the monitor.", "guest", "reason")
 	kvmExits = desc("guest_kvm_exits_total", "Exits of all kinds, by KVM's names; exits is all of them.", "guest", "kind")
@@ -68,7 +69,7 @@ var (
 // Describe makes collector a prometheus.Collector.
 func (c collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		monitorInfo, monitorCPUs, running, memory, resident, shared, local, tickets, asked, limit,
+		monitorInfo, monitorCPUs, running, memory, resident, shared, local, tickets, asked, limit, workers,
 		parallel, exits, kvmExits, relayed, cpu, waiting, steal, node,
 		portSent, portSentN, portReceived, portReceivedN, portEligible, portMapped, portCopied, portDropped,
 	} {
@@ -109,6 +110,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 		if g.Tickets > 0 {
 			put(tickets, gauge, float64(g.Tickets), g.Name, g.Group)
 			put(asked, gauge, g.Asked, g.Name)
+			put(workers, counter, seconds(g.Workers), g.Name)
 		}
 		if g.Limit > 0 {
 			put(limit, gauge, g.Limit, g.Name)

@@ -12,7 +12,7 @@
 //   - all others that want to run are held: they wait outside the guest.
 //
 // Every thread pays for the CPU time that it has had, by its own clock, chosen or
-// not. One that has halted keeps the priority of the chosen while it is owed
+// not, and for what the monitor's workers have used for it ([Guest.Begin]). One that has halted keeps the priority of the chosen while it is owed
 // something, so that it is served when its interrupt comes.
 //
 // Nothing is done while there is a CPU for everyone who wants one: then the kernel
@@ -32,6 +32,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"disco/scheduler"
@@ -102,6 +103,8 @@ const (
 type Scheduler struct {
 	cfg Config
 	sys system
+	// owing are the guests whose workers have used something that is not paid for.
+	owing atomic.Pointer[Guest]
 	// crowded is told of quanta in which not all found a CPU.
 	crowded chan struct{}
 
@@ -240,6 +243,8 @@ type Guest struct {
 	gang    bool
 	limit   *scheduler.Limit // or nil
 	members []*VCPU
+	latest  *VCPU // of them, the one that was seen last to have run, or nil
+	worked  worked
 }
 
 // GuestConfig says what a guest may have.
@@ -358,6 +363,7 @@ type VCPU struct {
 	tid    int   // at the last look; 0 if it did not run
 	clock  int64 // its CPU time then
 	took   int64 // CPU time between the last two looks, until it is accounted for
+	worked int64 // and what it has paid of workers' since the last look
 	seen   int64 // up to when waited and asked are right
 	loose  bool  // it is in the pool's list of those
 	level  level
@@ -372,6 +378,7 @@ type VCPU struct {
 
 	share   float64 // of CPUs, as its tickets ask
 	used    int64   // CPU time in ns, as all of these
+	workers int64
 	waited  int64
 	asked   int64
 	choices uint64
@@ -398,6 +405,9 @@ func (v *VCPU) remove() {
 	v.pool.remove(v)
 	g := v.guest
 	g.members = slices.DeleteFunc(g.members, func(o *VCPU) bool { return o == v })
+	if g.latest == v {
+		g.latest = nil
+	}
 	v.holder.Close()
 }
 
@@ -426,7 +436,8 @@ type Usage struct {
 	Pool    int
 	State   State
 	Share   float64       // of the pool's CPUs, as its tickets ask now; of those that compete
-	Used    time.Duration // CPU time
+	Used    time.Duration // CPU time of its thread
+	Workers time.Duration // and of the monitor's that worked for it: its part of the guest's, up to the last look
 	Waited  time.Duration // time in which it wanted to run and did not
 	Asked   time.Duration // CPU time that its tickets were worth while it competed
 	Choices uint64        // quanta that it was chosen for

@@ -37,6 +37,7 @@ type pool struct {
 
 	last       int64 // when the last tick was
 	quiet      int   // ticks in a row without competition
+	contested  bool  // since the last tick some went without
 	chosen     []*VCPU
 	line       []*scheduler.Client
 	weights    []uint64
@@ -214,13 +215,14 @@ func (p *pool) tick(now int64) nap {
 	p.reweigh()
 	if (p.policy.Len() <= len(p.cpus) || !p.several(true)) && !p.limited() {
 		p.calm()
+		p.contested = false
 		if (len(p.members) <= len(p.cpus) || !p.several(false)) && !p.limits() {
 			return nap{idle: true}
 		}
 		p.quiet = min(p.quiet+1, maxQuiet)
 		return nap{use: time.Duration(p.quiet) * p.s.cfg.Quantum * time.Duration(len(p.cpus))}
 	}
-	p.quiet = 0
+	p.quiet, p.contested = 0, true
 	select {
 	case p.s.crowded <- struct{}{}:
 	default:
@@ -231,6 +233,7 @@ func (p *pool) tick(now int64) nap {
 
 // look finds out what all have done since the last tick, and tells the policy.
 func (p *pool) look(now int64) {
+	p.s.collect(now)
 	budget := sleepers
 	n := len(p.loose)
 	for i := range n {
@@ -258,14 +261,14 @@ func (p *pool) look(now int64) {
 }
 
 // account brings what v has waited and was worth up to a time, of which it has had
-// took.
+// took, and its workers worked.
 func (p *pool) account(v *VCPU, now int64) {
 	elapsed := max(0, now-v.seen)
 	v.seen = now
 	waited, asked := v.since(elapsed)
-	v.waited += max(0, waited-v.took)
+	v.waited += max(0, waited-v.took-v.worked)
 	v.asked += asked
-	v.took = 0
+	v.took, v.worked = 0, 0
 }
 
 // since is for how long v has wanted to run in a time, and what its tickets were
@@ -297,6 +300,9 @@ func (p *pool) lookAt(v *VCPU, now int64) {
 		v.took = max(0, used-v.clock)
 		v.used += v.took
 	}
+	if v.took > 0 {
+		v.guest.latest = v
+	}
 	v.clock = used
 	if l := v.guest.limit; l != nil {
 		l.Spend(now, v.took)
@@ -306,7 +312,7 @@ func (p *pool) lookAt(v *VCPU, now int64) {
 		// It may wait for something in the monitor, or for other processes.
 		v.halted = !p.s.sys.runnable(tid)
 	}
-	little := v.took < int64(p.s.cfg.Quantum)/littleUse
+	little := v.took+v.worked < int64(p.s.cfg.Quantum)/littleUse
 	switch {
 	case v.chosen && v.halted && little:
 		// It had its chance and slept.
@@ -477,6 +483,9 @@ func (p *pool) choose() {
 			p.set(v, held, anyCPU)
 		case v.awake && !v.halted:
 			p.set(v, lowered, anyCPU)
+		case v.awake:
+			// It has halted just now, and had its share.
+			p.set(v, lowered, anyCPU)
 		case v.level == unset || p.policy.Before(v.client):
 			p.set(v, raised, anyCPU)
 		}
@@ -612,7 +621,7 @@ const maxTroubles = 5
 func (v *VCPU) usage() Usage {
 	u := Usage{
 		Guest: v.guest.name, VCPU: v.id, Pool: -1, Share: v.share,
-		Used: time.Duration(v.used), Waited: time.Duration(v.waited), Asked: time.Duration(v.asked), Choices: v.choices,
+		Used: time.Duration(v.used), Workers: time.Duration(v.workers), Waited: time.Duration(v.waited), Asked: time.Duration(v.asked), Choices: v.choices,
 	}
 	if v.pool != nil {
 		u.Pool = v.pool.index

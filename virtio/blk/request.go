@@ -51,16 +51,24 @@ type worker struct {
 
 func (w *worker) run() {
 	for w.q.Wait() {
-		for w.next() {
+		mark := w.q.Begin()
+		for n := 1; w.next(); n++ {
 			written, err := w.serve(&w.chain)
 			if err != nil {
 				w.q.Fail(err)
 			}
 			w.q.Done(&w.chain, written)
 			w.q.Flush()
+			if n%lap == 0 {
+				mark = w.q.Lap(mark)
+			}
 		}
+		w.q.End(mark)
 	}
 }
+
+// lap is how many requests are paid for together while the driver makes more.
+const lap = 8
 
 func (w *worker) next() bool {
 	if w.lender != nil {

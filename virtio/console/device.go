@@ -151,6 +151,7 @@ func (d *Device) Stop() {
 func (d *Device) receive(q *virtio.Queue, stop chan struct{}) {
 	var c virtio.Chain
 	for d.in.Wait(stop) && q.Wait() {
+		mark := q.Begin()
 		for d.in.Len() > 0 && q.Next(&c) {
 			n := 0
 			for _, b := range c.Writable {
@@ -159,18 +160,22 @@ func (d *Device) receive(q *virtio.Queue, stop chan struct{}) {
 			q.Done(&c, uint32(n))
 		}
 		q.Flush()
+		q.End(mark)
 	}
 }
 
 func (d *Device) transmit(q *virtio.Queue, stop chan struct{}) {
 	var c virtio.Chain
 	for q.Wait() {
+		mark := q.Begin()
 		for q.Next(&c) {
 			for _, b := range c.Readable {
 				d.out.Put(b, stop)
 			}
 			q.Done(&c, 0)
 			q.Flush()
+			mark = q.Lap(mark)
 		}
+		q.End(mark)
 	}
 }

@@ -101,6 +101,7 @@ type worker struct {
 func (w *worker) run() {
 	q := w.line.queue
 	for w.next() {
+		mark := q.Begin()
 		n := w.serve(&w.chain)
 		if w.d.window != nil && w.d.window.cuts.Load() > 0 {
 			// A guest must not hear that a file is longer before it can see that.
@@ -110,6 +111,7 @@ func (w *worker) run() {
 		q.Done(&w.chain, n)
 		q.Flush()
 		w.line.give.Unlock()
+		q.End(mark)
 	}
 }
 

@@ -42,7 +42,9 @@ type receiver struct {
 	direct int
 	spill  []byte
 
-	unseen int // frames since the last Flush
+	unseen int   // frames since the last Flush
+	mark   int64 // of Begin,
+	paid   bool  // while what is done is paid for
 }
 
 func newReceiver(n *Net, pair int, q *virtio.Queue) *receiver {
@@ -86,12 +88,15 @@ func (r *receiver) release(n int) {
 	r.count--
 }
 
-// serve runs until the queue ends, or the backend with an error.
+// serve runs until the queue ends, or the backend with an error. What it takes to
+// receive is paid for from the first frame of a batch on, which may have to be waited
+// for.
 func (r *receiver) serve() error {
+	defer r.rest()
 	for {
 		r.fill(r.wanted)
 		if r.count == 0 {
-			r.flush()
+			r.rest()
 			if !r.queue.Wait() {
 				return nil
 			}
@@ -100,23 +105,30 @@ func (r *receiver) serve() error {
 		r.gather()
 		n, err := r.net.backend.ReadFrame(r.pair, r.bufs, r.unseen == 0)
 		if err != nil {
-			r.flush()
 			return err
 		}
 		if n == 0 {
-			r.flush()
+			r.rest()
 			continue
 		}
+		if !r.paid {
+			r.mark, r.paid = r.queue.Begin(), true
+		}
 		r.deliver(n)
-		if r.unseen >= receiveBatch {
-			r.flush()
+		if r.unseen >= receiveBatch || r.unseen == 0 {
+			r.rest()
 		}
 	}
 }
 
-func (r *receiver) flush() {
+// rest ends a batch: the driver is told of it, and it is paid for.
+func (r *receiver) rest() {
 	r.queue.Flush()
 	r.unseen = 0
+	if r.paid {
+		r.queue.End(r.mark)
+		r.paid = false
+	}
 }
 
 // fill takes chains until there is the wanted room, or no more of them.

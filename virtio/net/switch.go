@@ -77,10 +77,13 @@ func newSender(n *Net, pair int, q *virtio.Queue) *sender {
 
 func (s *sender) run() {
 	for {
+		mark := s.queue.Begin()
 		s.reap()
-		if s.batch() {
-			continue
+		for s.batch() {
+			mark = s.queue.Lap(mark)
+			s.reap()
 		}
+		s.queue.End(mark)
 		// With every packet kept the next that is done kicks.
 		if s.spare() && s.queue.Listen() {
 			s.queue.Ignore()
@@ -245,6 +248,8 @@ type listener struct {
 
 func (l *listener) run() {
 	for l.queue.Heard() {
+		mark := l.queue.Begin()
 		l.net.sw.Ready(l.pair)
+		l.queue.End(mark)
 	}
 }

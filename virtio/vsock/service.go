@@ -443,12 +443,14 @@ func (s *service) receive(q *virtio.Queue) {
 				return
 			}
 		}
+		mark := q.Begin()
 		written, err := s.fill(&chain, n, c)
 		if err != nil {
 			q.Fail(err)
 		}
 		q.Done(&chain, written)
 		q.Flush()
+		q.End(mark)
 	}
 }
 

@@ -1,0 +1,76 @@
+/*
+ * Keeps the first virtio disk busy (virtio 1.2 §5.2): reads its first pages= pages in
+ * one request, waits in hlt for the MSI-X interrupt, and does so again without end.
+ * It does nothing with what it reads, so what work there is is the monitor's.
+ */
+#include "tiny.h"
+#include "virtio.h"
+
+#define VECTOR 0x41
+#define QUEUE  8
+#define BUFFER 0x400000
+
+main:
+        ARG     pages, 256
+        mov     %eax, %r12d
+        mov     $record, %ebp
+        VIRTIO_SEEK 0x10421af4, "flood: no disk on bus 0\n"
+        GATE    VECTOR, got
+        call    interrupts
+        call    virtio_find
+        mov     V_TABLE(%rbp), %rdi
+        movl    $0xfee00000, (%rdi)
+        movl    $0, 4(%rdi)
+        movl    $VECTOR, 8(%rdi)
+        movl    $0, 12(%rdi)
+
+        VIRTIO_AGREE "flood: FEATURES_OK refused\n"
+        movw    $0, C_QUEUE_SELECT(%rdi)
+        movw    $QUEUE, C_QUEUE_SIZE(%rdi)
+        movw    $0, C_QUEUE_VECTOR(%rdi)
+        cmpw    $0, C_QUEUE_VECTOR(%rdi)
+        je      1f
+        FAIL    "flood: no interrupt vector\n"
+1:      VIRTIO_ENABLE
+
+        movq    $header, descriptors            /* to read sector 0 */
+        movl    $16, descriptors + 8
+        movl    $0x10001, descriptors + 12      /* VIRTQ_DESC_F_NEXT, 1 */
+        movq    $BUFFER, descriptors + 16
+        mov     %r12d, %eax
+        shl     $12, %eax
+        mov     %eax, descriptors + 24
+        movl    $0x20003, descriptors + 28      /* and VIRTQ_DESC_F_WRITE, 2 */
+        movq    $status, descriptors + 32
+        movl    $1, descriptors + 40
+        movl    $2, descriptors + 44
+        SAY     "flood: reading\n"
+
+2:      movb    $0xff, status                   /* every ring slot names descriptor 0 */
+        incw    available + 2
+        movw    $0, (%r13)
+3:      sti
+        hlt
+        cli
+        mov     available + 2, %ax
+        cmp     %ax, used + 2
+        jne     3b
+        cmpb    $0, status
+        je      2b
+        FAIL    "flood: an I/O error\n"
+
+got:
+        SAVE
+        DISMISS
+
+        .section .data
+        .balign 16
+header: .long   0, 0                            /* VIRTIO_BLK_T_IN */
+        .quad   0
+
+        .section .bss
+        .balign 4096
+        VIRTIO_QUEUE QUEUE
+status: .skip   1
+        .balign 16
+record: .skip   V_SIZE
