@@ -90,6 +90,9 @@ func startQEMU(o *Options, path string, kernel, initrd *os.File) (*qemu, error) 
 		q.close()
 		return nil, err
 	}
+	if o.Steady {
+		go pace(q.gone)
+	}
 	return q, nil
 }
 
