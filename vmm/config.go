@@ -125,6 +125,7 @@ type NUMA struct {
 	FakeNodes int            // split one node of it into so many; 0 for none
 	Placement Placement
 	Balance   balance.Config // what moves the pages of a guest on several nodes
+	Late      bool           // it does so from Guest.StartBalance on, and not from the start
 	Huge      memory.Huge
 
 	// Lenient has a guest on several nodes do with what the host can, with a

@@ -39,6 +39,7 @@ type machine struct {
 	vms        []*kvm.VM // each by a View of its own
 	space      *memory.Space
 	balance    *balance.Daemon // or nil
+	late       bool            // it is started by StartBalance
 	set        *vcpu.Set
 	vcpus      []*vcpu.VCPU // the set's
 	share      *share       // by which they are run, or nil
@@ -67,7 +68,7 @@ type ending struct {
 // build makes a machine for cfg, with the given devices on its PCI bus, and
 // loads the kernel. On error nothing is left behind.
 func build(sys *kvm.System, cfg *Config, p *place, k *image, out *devices.Output, functions []virtio.Device, log *slog.Logger) (_ *machine, err error) {
-	m := &machine{place: p, over: make(chan ending, 1), halting: make(chan struct{})}
+	m := &machine{place: p, late: cfg.NUMA.Late, over: make(chan ending, 1), halting: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.close())
@@ -233,7 +234,7 @@ func (b buses) MMIO(addr uint64, write bool, p []byte) error {
 func (m *machine) start() {
 	m.started = true
 	m.set.Start()
-	if m.balance != nil {
+	if m.balance != nil && !m.late {
 		m.balance.Start()
 	}
 	for _, v := range m.vcpus {

@@ -109,6 +109,16 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 	return nil
 }
 
+// StartBalance has the policy of a guest with NUMA.Late begin. It does nothing where
+// it has begun, or there is none.
+func (g *Guest) StartBalance() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.machine != nil && g.machine.balance != nil {
+		g.machine.balance.Start()
+	}
+}
+
 // Balance is what the policy has looked at and done in the guest's machine; the zero
 // value where there is none.
 func (g *Guest) Balance() balance.Stats {

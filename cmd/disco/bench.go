@@ -17,7 +17,6 @@ import (
 	"disco/integration/lab"
 	"disco/memory"
 	"disco/numa"
-	"disco/numa/balance"
 	"disco/vmm"
 )
 
@@ -152,8 +151,9 @@ func (b *benchNUMA) command() *cobra.Command {
 	flag("rounds", "N", "60", into(&b.o.Rounds, positive), "looks at where the pages are, in each workload; twice as many where something changes half-way")
 	flag("visits", "N", "", into(&b.o.Visits, positive), fmt.Sprintf("page visits of each thread in each round, %d accesses each (default what takes --round-time under the first policy)", workload.VisitAccesses))
 	flag("round-time", "DURATION", "250ms", into(&b.o.RoundTime, positiveTime), "how long a round is meant to take")
+	flag("pause", "DURATION", "0s", into(&b.o.Pause, parseDuration), "how long the guest rests after each round, where it leaves the monitor no CPU, as in the lab")
 	flag("guest-pages", "SIZE", "2M", into(&b.o.Huge, parsePages), "pages of the guest's program: 2M, as Linux gives large arrays by default, or 4K, where arrays of different nodes meet within 2 MiB")
-	flag("tick", "DURATION", "", into(&b.o.Thresholds.Tick, positiveTime), "how often disco's policies look and act (default "+balance.Default().Tick.String()+")")
+	flag("thresholds", "LIST", "", into(&b.o.Thresholds, parseThresholds), "thresholds of disco's policies other than the defaults, as those of `disco run --numa`, such as tick=50ms,sample-share=0.5")
 	flag("boot-timeout", "DURATION", "2m", into(&b.o.BootTimeout, positiveTime), "how long a guest may take to come up before it is booted once more")
 	f.StringVar(&b.o.Kernel, "kernel", "", "the guest's kernel in `FILE` (default: the default guest's)")
 	f.StringVar(&b.o.Initrd, "initrd", "", "the guest's initrd in `FILE` (default: numa.img beside the default guest's)")

@@ -46,7 +46,7 @@ func TestBenchNUMAFlags(t *testing.T) {
 	initrd := w.env["DISCO_INITRD"]
 	out := filepath.Join(t.TempDir(), "r")
 	code := w.disco("bench", "numa", "--nodes", "1,0", "--policies", "full,off", "--workloads", "mixed,private", "--cpus", "6",
-		"--memory", "768M", "--size", "1M", "--rounds", "10", "--visits", "1000", "--round-time", "1s", "--guest-pages", "4k", "--tick", "50ms",
+		"--memory", "768M", "--size", "1M", "--rounds", "10", "--visits", "1000", "--round-time", "1s", "--guest-pages", "4k", "--thresholds", "tick=50ms",
 		"--boot-timeout", "30s", "--initrd", initrd, "--out", out)
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, &w.err)
@@ -86,7 +86,7 @@ func TestBenchNUMABadInput(t *testing.T) {
 		{"--memory 1T", nil, 2, []string{"memory 1T: the smallest node has 1G"}},
 		{"--size 1000000", nil, 2, []string{"size of"}},
 		{"--size 1G", nil, 2, []string{"the smallest node has 1G"}},
-		{"--visits -1 --tick 1ms", nil, 2, []string{"--visits -1: use a positive number", "tick of 1ms"}},
+		{"--visits -1 --thresholds tick=1ms", nil, 2, []string{"--visits -1: use a positive number", "tick of 1ms"}},
 		{"--round-time soon", nil, 2, []string{"--round-time soon: not a duration"}},
 		{"--round-time 0s --boot-timeout 1ms", nil, 2, []string{"--round-time 0s: use a positive one", "boot timeout of 1ms"}},
 		{"--guest-pages 1G", nil, 2, []string{"--guest-pages 1G: there are 2M and 4K"}},

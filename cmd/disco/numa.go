@@ -84,6 +84,11 @@ func parseBalance(s string) (balance.Config, error) {
 	return c, c.Validate()
 }
 
+// parseThresholds reads THRESHOLD=VALUE….
+func parseThresholds(s string) (balance.Config, error) {
+	return parseBalance(balance.Full.String() + "," + s)
+}
+
 // formatBalance is what parseBalance reads.
 func formatBalance(c balance.Config) string {
 	s := c.Policy.String()

@@ -21,7 +21,7 @@ func (o *Options) maxMoves() int {
 
 // config is a guest for policy p; a thin one runs on the first node only.
 func (o *Options) config(p Policy, thin bool) vmm.Config {
-	n := vmm.NUMA{Topology: o.Topology, Placement: vmm.Placement{Kind: vmm.PlaceNodes, Nodes: o.Nodes}, Balance: o.Thresholds}
+	n := vmm.NUMA{Topology: o.Topology, Placement: vmm.Placement{Kind: vmm.PlaceNodes, Nodes: o.Nodes}, Balance: o.Thresholds, Late: true}
 	n.Balance.Policy = balance.Off
 	switch p {
 	case Interleave:

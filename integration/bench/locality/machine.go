@@ -73,6 +73,7 @@ func start(ctx context.Context, o *Options, p Policy, thin bool) (_ *machine, er
 	if h.CPUs != cfg.CPUs {
 		return nil, fmt.Errorf("the guest found %d of its %d CPUs", h.CPUs, cfg.CPUs)
 	}
+	m.StartBalance()
 	return m, m.checkPlace(thin)
 }
 
@@ -99,7 +100,7 @@ func (m *machine) accept(ctx context.Context, l *net.UnixListener, timeout time.
 		case ctx.Err() != nil:
 			return workload.Hello{}, context.Cause(ctx)
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return workload.Hello{}, fmt.Errorf("the guest did not come up in %v", timeout)
+			return workload.Hello{}, fmt.Errorf("the guest did not come up in %v; its last lines: %q", timeout, m.console.lines())
 		case err != nil:
 			return workload.Hello{}, m.why(err)
 		}

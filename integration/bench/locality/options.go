@@ -30,7 +30,10 @@ type Options struct {
 	Rounds    int      // of each workload, twice as many for those that change half-way; even; 0 for 24
 	Visits    int      // page visits of each thread in each round; 0 for as many as take RoundTime under the first policy
 	RoundTime time.Duration
-	Huge      bool // the guest's program asks its kernel for 2 MiB pages
+	// Pause is how long the guest rests after each round. A guest whose CPUs are all
+	// that the host has, as in emulation, leaves the monitor none to act with.
+	Pause time.Duration
+	Huge  bool // the guest's program asks its kernel for 2 MiB pages
 
 	Thresholds balance.Config // without its Policy
 
@@ -83,6 +86,9 @@ func (o *Options) complete() []error {
 	}
 	if o.RoundTime < time.Millisecond || o.RoundTime > time.Hour {
 		bad("round time of %v: use 1ms to 1h", o.RoundTime)
+	}
+	if o.Pause < 0 || o.Pause > time.Hour {
+		bad("pause of %v: use 0 to 1h", o.Pause)
 	}
 	if o.BootTimeout < time.Second {
 		bad("boot timeout of %v: use 1s or more", o.BootTimeout)

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"disco/integration/bench"
+	"disco/numa/balance"
 )
 
 // What is promised of the settled rounds.
@@ -29,6 +31,10 @@ type Results struct {
 	CPUs  int    `json:"cpus"`
 	// MaxMoves is the policies' cap on the moves of a page.
 	MaxMoves int `json:"max_moves"`
+	// Thresholds are those of the policies, where they are not the defaults.
+	Thresholds balance.Config `json:"thresholds"`
+	// Pause is how long the guest rested after each round.
+	Pause time.Duration `json:"pause_ns,omitempty"`
 	// Tables are of each guest, in the order of the boots.
 	Tables []Tables `json:"second_level_tables"`
 	// Retried are the guests that were lost, and booted once more.

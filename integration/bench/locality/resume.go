@@ -28,6 +28,9 @@ func (b *benchmark) resume() error {
 		return fmt.Errorf("the results to go on with are of %d nodes, %d CPUs and at most %d moves, not %d, %d and %d",
 			was.Nodes, was.CPUs, was.MaxMoves, len(b.o.Nodes), b.o.CPUs, b.o.maxMoves())
 	}
+	if was.Thresholds != b.o.Thresholds || was.Pause != b.o.Pause {
+		return fmt.Errorf("the results to go on with are of other thresholds or pauses: %+v and %v, not %+v and %v", was.Thresholds, was.Pause, b.o.Thresholds, b.o.Pause)
+	}
 	if b.o.Visits == 0 {
 		b.o.Visits = was.Runs[0].Spec.Visits
 	}

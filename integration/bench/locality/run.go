@@ -23,7 +23,7 @@ func Benchmark(ctx context.Context, o Options) (results *Results, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, balancing.restore()) }()
-	b := &benchmark{o: &o, before: secPageTables(o.Nodes), results: &Results{Nodes: len(o.Nodes), CPUs: o.CPUs, MaxMoves: o.maxMoves()}}
+	b := &benchmark{o: &o, before: secPageTables(o.Nodes), results: &Results{Nodes: len(o.Nodes), CPUs: o.CPUs, MaxMoves: o.maxMoves(), Thresholds: o.Thresholds, Pause: o.Pause}}
 	if err := b.resume(); err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (b *benchmark) once(ctx context.Context, p Policy, workloads []string, thin
 	if err != nil {
 		return nil, err
 	}
-	runs, err := b.serve(g, p, workloads, thin)
+	runs, err := b.serve(ctx, g, p, workloads, thin)
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	} else if err != nil && !errors.Is(err, ErrWrong) {
@@ -102,7 +102,7 @@ func (b *benchmark) once(ctx context.Context, p Policy, workloads []string, thin
 }
 
 // serve has a guest that is up run workloads.
-func (b *benchmark) serve(g *machine, p Policy, workloads []string, thin bool) (runs []*Run, err error) {
+func (b *benchmark) serve(ctx context.Context, g *machine, p Policy, workloads []string, thin bool) (runs []*Run, err error) {
 	b.say("%s: the guest is up", p)
 	threads := b.o.threadNodes(b.o.CPUs, len(b.o.Nodes))
 	if thin {
@@ -123,6 +123,10 @@ func (b *benchmark) serve(g *machine, p Policy, workloads []string, thin bool) (
 			if time.Since(lastSaid) > 5*time.Second {
 				lastSaid = time.Now()
 				b.say("%s, %s: round %d of %d, %.1f %% local%s", p, name, pt.Round+1, plan.Spec.Rounds, 100*pt.Local, account(g.Balance()))
+			}
+			select {
+			case <-time.After(b.o.Pause):
+			case <-ctx.Done():
 			}
 		}
 		to := b.o.Nodes[len(b.o.Nodes)-1]
