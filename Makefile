@@ -100,12 +100,13 @@ soak-memory: tiny ## ten million checked writes while pages move and are copied:
 
 # An emulated host may be lost; the next goes on where it was.
 .PHONY: bench-numa
-bench-numa: build guest lab ## measure how local a guest's memory is, by policy, in labs of 2 and 4 nodes
+bench-numa: build guest lab ## measure how local a guest's memory is, by policy, in labs of 2 and 4 nodes: an hour
 	@for nodes in 2 4; do \
 		rm -f build/bench/numa-$$nodes.json; \
 		for try in 1 2 3 4; do \
-			timeout -k 20 3600 bin/disco lab --nodes $$nodes --cpus 4 $(ARGS) -- bin/disco bench numa --resume \
-				--cpus $$nodes --size 4M --rounds 40 --visits $$((800000 / nodes)) --out build/bench/numa-$$nodes && continue 2; \
+			timeout -k 20 7200 bin/disco lab --steady --nodes $$nodes --cpus $$nodes $(ARGS) -- bin/disco bench numa --resume \
+				--cpus $$nodes --size 2M --rounds 40 --visits $$((240000 / nodes)) --pause 200ms --boot-timeout 5m \
+				--out build/bench/numa-$$nodes && continue 2; \
 			[ $$? = 1 ] || exit 1; \
 		done; \
 		exit 1; \

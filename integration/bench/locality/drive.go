@@ -45,6 +45,26 @@ type Point struct {
 	HostTime float64  `json:"host_seconds"` // since the workload's start
 }
 
+// stillness is by how much the local share may rise while it is taken to be settled.
+const stillness = 0.01
+
+// rising says whether the local share rose while it was taken to be settled: the
+// policy had not had its time.
+func (r *Run) rising() bool {
+	from := -1
+	for i, p := range r.Points {
+		switch {
+		case !p.Settled:
+			from = -1
+		case from < 0:
+			from = i
+		case p.Local > r.Points[from].Local+stillness:
+			return true
+		}
+	}
+	return false
+}
+
 // drive has the guest at the other end of c do plan, and watches its pages.
 // moveTo is where the workload moving goes half-way. tell hears of each round.
 func drive(c *workload.Conn, g Guest, ram []memory.Range, all []numa.Node, plan *workload.Plan, moveTo numa.Node, tell func(Point)) (*Run, error) {

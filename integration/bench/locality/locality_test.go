@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"disco/integration/guest/workload"
 	"disco/memory"
@@ -514,6 +515,10 @@ func TestResume(t *testing.T) {
 	if err := (&benchmark{o: &o, results: &Results{}}).resume(); err == nil || !strings.Contains(err.Error(), "other work") {
 		t.Errorf("results of other work: %v", err)
 	}
+	o.Pause = time.Second
+	if err := (&benchmark{o: &o, results: &Results{}}).resume(); err == nil || !strings.Contains(err.Error(), "pauses") {
+		t.Errorf("results with other pauses: %v", err)
+	}
 	o.CPUs = 4
 	if err := (&benchmark{o: &o, results: &Results{}}).resume(); err == nil || !strings.Contains(err.Error(), "2 CPUs") {
 		t.Errorf("results of another guest: %v", err)
@@ -526,5 +531,31 @@ func TestResume(t *testing.T) {
 	}
 	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), "r.json") {
 		t.Errorf("half a file: %v", err)
+	}
+}
+
+// TestRising: a run that ends while its pages still come near says so.
+func TestRising(t *testing.T) {
+	points := func(shares ...float64) (r Run) {
+		for _, s := range shares {
+			r.Points = append(r.Points, Point{Local: max(s, -s), Settled: s >= 0}) // a negative one is not settled
+		}
+		return r
+	}
+	for _, tt := range []struct {
+		what string
+		run  Run
+		want bool
+	}{
+		{"settled", points(-0.5, -0.9, 0.98, 0.985, 0.98), false},
+		{"not yet", points(-0.5, -0.6, 0.7, 0.7, 0.8), true},
+		{"worse", points(-0.5, 0.9, 0.5), false},
+		{"settled, and settled again higher", points(-0.2, 0.5, 0.5, -0.1, 1, 1), false},
+		{"not the second time", points(-0.2, 1, 1, -0.1, 0.1, 0.5), true},
+		{"nothing", Run{}, false},
+	} {
+		if got := tt.run.rising(); got != tt.want {
+			t.Errorf("%s: %v", tt.what, got)
+		}
 	}
 }

@@ -36,6 +36,11 @@ func (r *Results) Print(w io.Writer, models []Model, clock bool) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	for _, run := range r.Runs {
+		if run.rising() {
+			fmt.Fprintf(w, "%s under %s was over before it had settled: ask for more --rounds\n", run.Workload, run.Policy)
+		}
+	}
 	r.printTables(w)
 	for _, why := range r.Retried {
 		fmt.Fprintf(w, "a guest was lost and booted once more: %s\n", why)
