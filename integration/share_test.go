@@ -106,3 +106,38 @@ func TestKVMSharedRounds(t *testing.T) {
 		}
 	}
 }
+
+// TestKVMSharedKernel has guests of one kernel map the pages of its constants: who
+// writes to one has it for itself, and a guest that shares nothing has all of them.
+func TestKVMSharedKernel(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "base.img")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := newMonitor(t)
+	for i, c := range []struct {
+		share  vmm.ShareMode
+		words  string
+		says   string
+		shared uint64
+	}{
+		{vmm.ShareAlways, "", "constants: 1234\n", 3},
+		{vmm.ShareAuto, "store=0x4321", "constants: 1234\nconstants: stored 5321\n", 2},
+		{vmm.ShareAlways, "", "constants: 1234\n", 3},
+		{vmm.ShareNever, "store=1", "constants: 1234\nconstants: stored 1001\n", 0},
+	} {
+		cfg, s := config(t, "constants", c.words)
+		cfg.Disks = []vmm.Disk{{Path: path, Overlay: vmm.OverlayMemory, Share: c.share}}
+		g := launchIn(t, m, cfg)
+		eventually(t, func() bool { return len(s.String()) >= len(c.says) })
+		if s.String() != c.says {
+			t.Errorf("guest %d says %q, want %q", i, s, c.says)
+		}
+		if st := g.guest.Space().Stats(); st.SharedPages != c.shared {
+			t.Errorf("guest %d: %+v, want %d pages shared", i, st, c.shared)
+		}
+	}
+	if s := m.CacheStats(); s.BytesMapped != 3*3*pageSize {
+		t.Errorf("%+v", s)
+	}
+}

@@ -17,10 +17,10 @@ import (
 	"disco/numa"
 )
 
-// bases are the images that a Monitor's guests only read, each open once and
-// cached, whoever uses it. They share one cache, made with the first of them. One
-// stays open as long as a guest has it as a disk, or maps pages of it that another
-// guest has sent.
+// bases are the images and kernels that a Monitor's guests only read, each open once
+// and cached, whoever uses it. They share one cache, made with the first of them. One
+// stays open as long as a guest has it as a disk, or maps pages of it, which need not
+// be the guest that has read them: another may have sent them.
 type bases struct {
 	size     uint64 // of the cache, as in MonitorConfig
 	topology *numa.Topology
@@ -35,14 +35,15 @@ type baseKey struct {
 	device, inode uint64
 	format        string
 	backing       bool
+	kernel        fileVersion // zero for an image, which is locked and does not change
 }
 
 // base is an image in the cache. It reads as the image does, and lends.
 type base struct {
 	*cache.File
-	image disk.Image
-	file  *os.File // to forget, or nil
-	uses  int      // disks, under bases.mu
+	image disk.Image // nil for a kernel
+	file  *os.File   // to forget, or nil
+	uses  int        // disks, under bases.mu
 }
 
 // get opens d's image, or finds it open. The caller ends it with put.
@@ -52,12 +53,18 @@ func (s *bases) get(d Disk) (*base, error) {
 		return nil, err
 	}
 	sys := st.Sys().(*syscall.Stat_t)
-	key := baseKey{sys.Dev, sys.Ino, d.Format, d.Backing}
+	key := baseKey{device: sys.Dev, inode: sys.Ino, format: d.Format, backing: d.Backing}
+	return s.find(key, func() (*base, error) { return s.add(d) })
+}
+
+// find is the base of a key, opened if it is not open.
+func (s *bases) find(key baseKey, open func() (*base, error)) (*base, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.open[key]
 	if b == nil {
-		if b, err = s.add(d); err != nil {
+		var err error
+		if b, err = open(); err != nil {
 			return nil, err
 		}
 		if s.open == nil {
@@ -69,14 +76,18 @@ func (s *bases) get(d Disk) (*base, error) {
 	return b, nil
 }
 
+// makeCache makes the cache if there is none; mu is held.
+func (s *bases) makeCache() (err error) {
+	if s.cache == nil {
+		s.cache, err = cache.New(cache.Config{Size: s.size, Nodes: s.nodes()})
+	}
+	return err
+}
+
 // add opens an image; mu is held.
 func (s *bases) add(d Disk) (*base, error) {
-	if s.cache == nil {
-		c, err := cache.New(cache.Config{Size: s.size, Nodes: s.nodes()})
-		if err != nil {
-			return nil, err
-		}
-		s.cache = c
+	if err := s.makeCache(); err != nil {
+		return nil, err
 	}
 	// The host's page cache would hold the same bytes a second time.
 	o := disk.Options{ReadOnly: true, Format: disk.Format(d.Format), Backing: d.Backing, Direct: true}
@@ -173,7 +184,9 @@ func (b *base) close() error {
 		}
 		errs = append(errs, err)
 	}
-	errs = append(errs, b.image.Close())
+	if b.image != nil {
+		errs = append(errs, b.image.Close())
+	}
 	if b.file != nil {
 		errs = append(errs, b.file.Close())
 	}

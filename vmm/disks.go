@@ -155,14 +155,23 @@ type near struct {
 // readFrom has the guest's bases read from its first node, and copied there if its
 // policy copies memory.
 func (b *backends) readFrom(p *place, cfg *Config) {
-	if len(b.readers) == 0 || len(p.nodes) == 0 {
+	if len(b.readers) == 0 {
 		return
 	}
-	node := max(0, slices.Index(b.bases.nodes(), int(p.nodes[0])))
-	policy := cfg.NUMA.Balance.Policy
+	node, copies := b.bases.near(p, cfg)
 	for _, r := range b.readers {
-		r.Move(node, policy == balance.Replicate || policy == balance.Full)
+		r.Move(node, copies)
 	}
+}
+
+// near is from where a guest reads bases: its first node, of the cache's, and whether
+// what others have is copied there.
+func (s *bases) near(p *place, cfg *Config) (node int, copies bool) {
+	if len(p.nodes) == 0 {
+		return 0, false
+	}
+	policy := cfg.NUMA.Balance.Policy
+	return max(0, slices.Index(s.nodes(), int(p.nodes[0]))), policy == balance.Replicate || policy == balance.Full
 }
 
 // kept is a persisted overlay that lends what is not its own.

@@ -66,7 +66,7 @@ func (g *Guest) build() (*machine, error) {
 		}
 		defer image.close()
 	}
-	m, err := build(g.monitor.sys, &g.cfg, p, image, g.out, g.backends.devices, g.log)
+	m, err := build(g.monitor.sys, &g.monitor.bases, &g.cfg, p, image, g.out, g.backends.devices, g.log)
 	var bad *ConfigError
 	if err != nil && !errors.As(err, &bad) {
 		err = &HostError{err}

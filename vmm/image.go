@@ -51,6 +51,10 @@ func versionOf(path string) fileVersion {
 	if path == "" || unix.Stat(path, &st) != nil {
 		return fileVersion{}
 	}
+	return version(&st)
+}
+
+func version(st *unix.Stat_t) fileVersion {
 	return fileVersion{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
 }
 
@@ -123,9 +127,9 @@ func CacheKernel(path string) {
 	}
 }
 
-// load puts it all into an empty guest memory.
-func (i *image) load(space *memory.Space, cfg *Config) (boot.Entry, error) {
-	p := boot.Params{Kernel: i.kernel, Cmdline: cfg.cmdline(i.words), RAM: space.RAM(), CPUs: cfg.CPUs}
+// load puts it all into an empty guest memory, of the kernel's file what share maps.
+func (i *image) load(space *memory.Space, cfg *Config, share boot.Share) (boot.Entry, error) {
+	p := boot.Params{Kernel: i.kernel, Share: share, Cmdline: cfg.cmdline(i.words), RAM: space.RAM(), CPUs: cfg.CPUs}
 	if i.initrd != nil {
 		p.Initrd, p.InitrdSize = i.initrd, i.initrdSize
 	}

@@ -67,7 +67,7 @@ type ending struct {
 
 // build makes a machine for cfg, with the given devices on its PCI bus, and
 // loads the kernel. On error nothing is left behind.
-func build(sys *kvm.System, cfg *Config, p *place, k *image, out *devices.Output, functions []virtio.Device, log *slog.Logger) (_ *machine, err error) {
+func build(sys *kvm.System, bases *bases, cfg *Config, p *place, k *image, out *devices.Output, functions []virtio.Device, log *slog.Logger) (_ *machine, err error) {
 	m := &machine{place: p, late: cfg.NUMA.Late, over: make(chan ending, 1), halting: make(chan struct{})}
 	defer func() {
 		if err != nil {
@@ -90,7 +90,7 @@ func build(sys *kvm.System, cfg *Config, p *place, k *image, out *devices.Output
 	if err := m.createVCPUs(sys, cfg, log); err != nil {
 		return nil, err
 	}
-	if err := m.load(cfg, k); err != nil {
+	if err := m.load(bases, cfg, k, log); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -185,9 +185,10 @@ func (m *machine) createVCPUs(sys *kvm.System, cfg *Config, log *slog.Logger) er
 
 // load writes kernel, initrd and tables into memory and points the boot
 // processor at them.
-func (m *machine) load(cfg *Config, k *image) error {
-	entry, err := k.load(m.space, cfg)
-	if err != nil {
+func (m *machine) load(bases *bases, cfg *Config, k *image, log *slog.Logger) error {
+	share, done := bases.shareKernel(m.space, k, m.place, cfg, log)
+	entry, err := k.load(m.space, cfg, share)
+	if err = errors.Join(err, done()); err != nil {
 		return err
 	}
 	return m.vcpus[0].SetBoot(vcpu.Boot{

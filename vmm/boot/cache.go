@@ -20,7 +20,7 @@ import (
 
 const (
 	// cacheFormat is part of every key: a new number leaves old entries unused.
-	cacheFormat = 1
+	cacheFormat = 2
 	// cacheKeep is how many unpacked kernels are kept, about 30 MiB each.
 	cacheKeep = 4
 	// cacheStale is the age at which another process's unfinished entry is

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"disco/memory"
 )
 
 const (
@@ -23,6 +25,8 @@ type segment struct {
 	memSize  uint64 // ≥ fileSize; the rest stays zero
 	off      int64
 	fileSize int64
+	virt     uint64
+	constant bool // its file part is hardly ever written to
 }
 
 func (s segment) end() uint64 { return s.phys + s.memSize }
@@ -110,6 +114,9 @@ func parseELF(r io.ReaderAt, size int64) (*elfImage, error) {
 			return nil, fmt.Errorf("has overlapping segments at %#x and %#x", k.segments[i].phys, s.phys)
 		}
 	}
+	if at, ok := findConstants(&h, r, size); ok {
+		k.splitAt(at)
+	}
 	return k, nil
 }
 
@@ -136,7 +143,10 @@ func (k *elfImage) program(r io.ReaderAt, size int64, ph *elf.Prog64) error {
 	if ph.Filesz > ph.Memsz || ph.Paddr+ph.Memsz < ph.Paddr {
 		return fmt.Errorf("has an absurd segment: %#x bytes of file for %#x of memory at %#x", ph.Filesz, ph.Memsz, ph.Paddr)
 	}
-	k.segments = append(k.segments, segment{ph.Paddr, ph.Memsz, int64(ph.Off), int64(ph.Filesz)})
+	k.segments = append(k.segments, segment{
+		phys: ph.Paddr, memSize: ph.Memsz, off: int64(ph.Off), fileSize: int64(ph.Filesz),
+		virt: ph.Vaddr, constant: elf.ProgFlag(ph.Flags) == elf.PF_R,
+	})
 	return nil
 }
 
@@ -177,8 +187,9 @@ func (k *elfImage) holds(addr uint64) bool {
 	return slices.ContainsFunc(k.segments, func(s segment) bool { return addr >= s.phys && addr-s.phys < s.memSize })
 }
 
-// load copies the segments to guest memory.
-func (k *elfImage) load(g *guest, r io.ReaderAt) error {
+// load brings the segments to guest memory: what is constant by share, where it
+// does that, the rest by copying.
+func (k *elfImage) load(g *guest, r io.ReaderAt, share Share) error {
 	for _, s := range k.segments {
 		if s.phys < kernelFloor {
 			return fmt.Errorf("has a segment at %#x; it must not lie below 1 MiB, where the boot tables are", s.phys)
@@ -191,7 +202,11 @@ func (k *elfImage) load(g *guest, r io.ReaderAt) error {
 		}
 	}
 	for _, s := range k.segments {
-		g.add(s.phys, r, s.off, s.fileSize)
+		n := int64(0)
+		if share != nil && s.constant && s.phys%pageSize == 0 && s.off%pageSize == 0 && s.fileSize >= pageSize {
+			n = share(memory.GPA(s.phys), s.off, s.fileSize&^(pageSize-1))
+		}
+		g.add(s.phys+uint64(n), r, s.off+n, s.fileSize-n)
 	}
 	return g.fill("its code")
 }

@@ -42,7 +42,7 @@ func makeELF(entry uint64, pvh uint32, segs ...seg) []byte {
 	}
 	for _, s := range segs {
 		progs = append(progs, elf.Prog64{
-			Type: uint32(elf.PT_LOAD), Off: off + uint64(len(body)), Paddr: s.phys,
+			Type: uint32(elf.PT_LOAD), Off: off + uint64(len(body)), Vaddr: s.phys, Paddr: s.phys,
 			Filesz: uint64(len(s.data)), Memsz: max(s.memSize, uint64(len(s.data))),
 		})
 		body = append(body, s.data...)

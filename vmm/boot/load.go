@@ -31,9 +31,16 @@ type Params struct {
 	Initrd     io.ReaderAt
 	InitrdSize int64
 	Cmdline    string // the whole of it
-	RAM        []memory.Range
-	CPUs       int // at least 1; local APIC ids are 0 to CPUs-1
+	// Share, if not nil, is asked for the kernel's constants.
+	Share Share
+	RAM   []memory.Range
+	CPUs  int // at least 1; local APIC ids are 0 to CPUs-1
 }
+
+// Share has pages of the kernel's file that other guests have too be guest memory: n
+// bytes from off on at a GPA, all multiples of the page size. It returns how many it
+// has mapped, from the first on, also whole pages; what is left is copied.
+type Share func(at memory.GPA, off, n int64) int64
 
 // Entry is how the boot CPU begins: interrupts off, all other registers 0.
 type Entry struct {
@@ -83,7 +90,7 @@ func (p *Params) Load(w io.WriterAt) (Entry, error) {
 		high = k.bz.above4G
 		base, err = k.bz.load(g, k.r)
 	} else {
-		err = k.elf.load(g, k.r)
+		err = k.elf.load(g, k.r, p.Share)
 	}
 	if err != nil {
 		return Entry{}, k.errorf("%w", err)

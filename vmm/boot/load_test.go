@@ -395,6 +395,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add(makeELF(16<<20, 16<<20, seg{phys: 16 << 20, data: []byte("code"), memSize: 8192}), uint16(4), uint32(5000), byte(0))
 	f.Add(makeELF(2<<20, 0, seg{phys: 1 << 20, data: bytes.Repeat([]byte("x"), 5000)}), uint16(1), uint32(1<<20), byte(1))
 	f.Add(makeBzImage([]byte("payload")), uint16(5000), uint32(0), byte(2))
+	f.Add(withConstants(16<<20+pageSize), uint16(64), uint32(5000), byte(4))
 	f.Fuzz(func(t *testing.T, image []byte, ramMiB uint16, initrdSize uint32, proto byte) {
 		k, err := ParseKernel("k", bytes.NewReader(image), int64(len(image)))
 		if err != nil {
@@ -402,6 +403,17 @@ func FuzzLoad(f *testing.F) {
 		}
 		m := &checked{t: t, ram: RAM(uint64(ramMiB) << 20)}
 		p := Params{Kernel: k, Protocol: Protocol(proto % 3), RAM: m.ram, CPUs: 1 + int(proto), Initrd: pattern{1 << 40}, InitrdSize: int64(initrdSize % (4 << 20))}
+		if proto&4 != 0 {
+			p.Share = func(at memory.GPA, off, n int64) int64 {
+				if int64(at)%pageSize != 0 || off%pageSize != 0 || n%pageSize != 0 || off < 0 || n <= 0 || n > int64(len(image))-off {
+					t.Errorf("asked to share %d bytes at %d for %#x", n, off, at)
+				}
+				if _, err := m.WriteAt(image[off:off+n], int64(at)); err != nil {
+					t.Error(err)
+				}
+				return n
+			}
+		}
 		e, err := p.Load(m)
 		if err != nil {
 			return

@@ -9,7 +9,7 @@ import (
 
 // Trim writes an ELF to w that loads as this ELF kernel does, and is nothing
 // but what loading needs: one segment for each run of pages that are not zero,
-// and the PVH entry point. A stock kernel shrinks by almost half. It fails for
+// read-only for those of constants, and the PVH entry point. A stock kernel shrinks by almost half. It fails for
 // a bzImage.
 func (k *Kernel) Trim(w io.Writer) error {
 	if k.elf == nil {
@@ -52,7 +52,7 @@ func (k *elfImage) trim(w io.Writer, r io.ReaderAt) error {
 	off := dataAt
 	for _, s := range runs {
 		progs = append(progs, elf.Prog64{
-			Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W | elf.PF_X),
+			Type: uint32(elf.PT_LOAD), Flags: uint32(s.flags()),
 			Off: uint64(off), Vaddr: s.phys, Paddr: s.phys, Filesz: uint64(s.fileSize), Memsz: s.memSize,
 		})
 		off += roundUp(s.fileSize)
@@ -71,13 +71,21 @@ func (k *elfImage) trim(w io.Writer, r io.ReaderAt) error {
 	return out.Flush()
 }
 
+// flags are those of the program header that a segment is read from again.
+func (s segment) flags() elf.ProgFlag {
+	if s.constant {
+		return elf.PF_R
+	}
+	return elf.PF_R | elf.PF_W | elf.PF_X
+}
+
 func roundUp(n int64) int64 { return (n + pageSize - 1) &^ (pageSize - 1) }
 
 // splitRuns appends to runs what s becomes when its pages of zeros are left out
 // of the file: pieces that together cover the same memory. At limit runs, the
 // last one keeps its zeros.
 func splitRuns(runs []segment, limit int, s segment, r io.ReaderAt, buf []byte) ([]segment, error) {
-	run := segment{phys: s.phys, off: s.off}
+	run := segment{phys: s.phys, off: s.off, constant: s.constant}
 	zeros := int64(0) // at the end of what was looked at so far
 	for at := int64(0); at < s.fileSize; {
 		p := buf[:min(s.fileSize-at, int64(len(buf)))]
@@ -95,7 +103,7 @@ func splitRuns(runs []segment, limit int, s segment, r io.ReaderAt, buf []byte) 
 				if run.memSize > 0 {
 					runs = append(runs, run)
 				}
-				run = segment{phys: start, off: s.off + at, fileSize: int64(n)}
+				run = segment{phys: start, off: s.off + at, fileSize: int64(n), constant: s.constant}
 				zeros = 0
 			default:
 				run.fileSize += zeros + int64(n)

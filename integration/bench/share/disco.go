@@ -102,10 +102,12 @@ func (h *monitor) look(context.Context) (*Row, error) {
 		row.RAM += s.Resident()
 		row.Shared += t.SharedPages * pageSize
 		row.Collapsed += t.Unshared
+		row.Kernel += t.Shared * pageSize
 		for _, d := range g.DiskStats() {
 			row.Mapped += d.Mapped
 			row.Copied += d.Copied
 			row.Overlay += d.Overlay
+			row.Kernel -= d.Mapped
 		}
 	}
 	row.Cache = h.monitor.CacheStats().Pages * pageSize

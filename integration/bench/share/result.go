@@ -33,6 +33,7 @@ type Row struct {
 	Shared    uint64 `json:"shared,omitempty"`    // of the guests' memory, pages of the cache
 	Mapped    uint64 `json:"mapped,omitempty"`    // of reads, answered by mapping
 	Copied    uint64 `json:"copied,omitempty"`    // of reads, answered by copying
+	Kernel    uint64 `json:"kernel,omitempty"`    // of the guests' kernels, mapped when they were loaded
 	Collapsed uint64 `json:"collapsed,omitempty"` // shared pages that a guest wrote to
 	VMAs      uint64 `json:"vmas,omitempty"`      // mappings of the process
 
@@ -44,13 +45,13 @@ type Row struct {
 // Ratio is V/M.
 func (r *Row) Ratio() float64 { return float64(r.V) / float64(r.M) }
 
-// FileCopies is how often what the guests read from their disks is there, on average: in
-// the cache, and in guests' own pages, for what was copied to them and what they
-// wrote to since. It is 1 if no guest has anything of its own. What holes in files
+// FileCopies is how often what the guests have from their disks and of their kernel's
+// file is there, on average: in the cache, and in guests' own pages, for what was copied
+// to them and what they wrote to since. It is 1 if no guest has anything of its own. What holes in files
 // read as is no part of it: guests make these zeroes themselves.
 func (r *Row) FileCopies() float64 {
 	own := r.Copied + r.Collapsed*pageSize
-	return float64(r.Cache+own) / (float64(r.Mapped+r.Copied) / float64(r.Guests))
+	return float64(r.Cache+own) / (float64(r.Mapped+r.Copied+r.Kernel) / float64(r.Guests))
 }
 
 // Results are the runs of one benchmark.
