@@ -47,7 +47,10 @@ func TestKVMWorkersShare(t *testing.T) {
 		})
 		return flood, workers, compute
 	}
-	eventually(t, func() bool { u := m.Usage(); return u[0].Workers > 50*time.Millisecond && u[1].Used > 50*time.Millisecond })
+	eventually(t, func() bool {
+		u := m.Usage()
+		return u[0].Workers > 50*time.Millisecond && u[1].Used > 50*time.Millisecond
+	})
 	for _, tickets := range []int64{100, 300} {
 		if err := other.guest.SetTickets(tickets); err != nil {
 			t.Fatal(err)

@@ -51,7 +51,7 @@ func looks() (before, now []*seen) {
 		}
 		db := control.Guest{
 			Name: "database", State: control.Running, Memory: 1 << 30, Nodes: []int{0}, Tickets: 100, Asked: 0.5,
-			VCPUs: []control.VCPU{{State: control.Waiting, Asked: 0.5, CPU: 1e8 * n, Waited: 19e8 * n, Exits: map[string]uint64{}}},
+			VCPUs:   []control.VCPU{{State: control.Waiting, Asked: 0.5, CPU: 1e8 * n, Waited: 19e8 * n, Exits: map[string]uint64{}}},
 			Workers: 4e7 * n,
 		}
 		again := control.Guest{ // has restarted in between

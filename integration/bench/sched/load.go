@@ -20,6 +20,28 @@ type load struct {
 	// nodes is how many CPUs, each with a queue of its own, are made nodes of: 0 is
 	// that all CPUs are one.
 	nodes int
+	kind  kind
+}
+
+// kind is what guests a load is of.
+type kind int
+
+const (
+	computing kind = iota // tiny guests, without a monitor
+	reading               // tiny guests of a monitor, the first of which reads a disk all the time
+	linux                 // guests of a monitor with Linux
+)
+
+// pools are the sets of CPUs on which the guests run.
+func (l *load) pools(o Options) [][]int {
+	if l.nodes == 0 {
+		return [][]int{o.CPUs}
+	}
+	var pools [][]int
+	for _, c := range o.Nodes[:l.nodes] {
+		pools = append(pools, []int{c})
+	}
+	return pools
 }
 
 // member is one guest.
@@ -35,7 +57,7 @@ type member struct {
 // phase is a part of a load's time, after something has changed.
 type phase struct {
 	part   float64 // of the whole
-	change func(*rig) error
+	change func(stage) error
 	// want is the share of each guest, in any unit; 0 for one that is not there.
 	want []float64
 }
@@ -65,8 +87,35 @@ func ratio(tickets ...int64) load {
 // CPU lacks virtualization, about a microsecond each, and take longer there.
 const resting = "work=1000 rest=100000"
 
-// loads are all there are.
-func loads(many int) []load {
+// allTickets gives hogs so many tickets.
+func allTickets(s stage, tickets ...int64) error {
+	for i, n := range tickets {
+		if err := s.tickets(fmt.Sprint("g", i), n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ofLinux are those of guests with Linux: one boot for all.
+func ofLinux() []load {
+	return []load{{
+		name: "linux", about: "3:2:1, then 1:1:1, then 1:1, the third being gone, then 3:1", guests: hogs(300, 200, 100), kind: linux,
+		only: []Policy{Stride, Lottery},
+		phases: []phase{
+			{part: 1, want: []float64{3, 2, 1}},
+			{part: 1, want: []float64{1, 1, 1}, change: func(s stage) error { return allTickets(s, 100, 100, 100) }},
+			{part: 1, want: []float64{1, 1, 0}, change: func(s stage) error { return s.leave("g2") }},
+			{part: 1, want: []float64{3, 1, 0}, change: func(s stage) error { return s.tickets("g0", 300) }},
+		},
+	}}
+}
+
+// loads are all there are, of tiny guests or of Linux's.
+func loads(many int, linux bool) []load {
+	if linux {
+		return ofLinux()
+	}
 	all := []load{ratio(1, 1), ratio(2, 1), ratio(3, 2, 1), ratio(10, 1), ratio(100, 1)}
 	all[4].slow = 2
 	all = append(all,
@@ -74,8 +123,8 @@ func loads(many int) []load {
 			name: "change", about: "1:1, then 3:1, then 1:3", guests: hogs(100, 100),
 			phases: []phase{
 				{part: 1. / 3, want: []float64{1, 1}},
-				{part: 1. / 3, want: []float64{3, 1}, change: func(r *rig) error { return r.tickets("g0", 300) }},
-				{part: 1. / 3, want: []float64{1, 3}, change: func(r *rig) error { return r.allTickets(100, 300) }},
+				{part: 1. / 3, want: []float64{3, 1}, change: func(s stage) error { return s.tickets("g0", 300) }},
+				{part: 1. / 3, want: []float64{1, 3}, change: func(s stage) error { return allTickets(s, 100, 300) }},
 			},
 		},
 		load{
@@ -83,8 +132,8 @@ func loads(many int) []load {
 			guests: []member{{name: "g0", tickets: 200}, {name: "g1", tickets: 100}, {name: "g2", tickets: 300, late: true}},
 			phases: []phase{
 				{part: 1. / 3, want: []float64{2, 1, 0}},
-				{part: 1. / 3, want: []float64{2, 1, 3}, change: func(r *rig) error { return r.join("g2") }},
-				{part: 1. / 3, want: []float64{2, 1, 0}, change: func(r *rig) error { return r.leave("g2") }},
+				{part: 1. / 3, want: []float64{2, 1, 3}, change: func(s stage) error { return s.join("g2") }},
+				{part: 1. / 3, want: []float64{2, 1, 0}, change: func(s stage) error { return s.leave("g2") }},
 			},
 		},
 		load{
@@ -106,10 +155,18 @@ func loads(many int) []load {
 			guests: []member{{name: "a0", group: "a", tickets: 100}, {name: "a1", group: "a", tickets: 100}, {name: "b0", group: "b", tickets: 100}},
 			phases: []phase{
 				{part: 0.5, want: []float64{1, 1, 2}},
-				{part: 0.5, want: []float64{1, 10, 11}, change: func(r *rig) error { return r.tickets("a1", 1000) }},
+				{part: 0.5, want: []float64{1, 10, 11}, change: func(s stage) error { return s.tickets("a1", 1000) }},
 			},
 		},
 	)
+	all = append(all, load{
+		name: "workers", about: "1:1, then 1:3; the first reads a disk all the time, and the workers' time is its own", kind: reading,
+		guests: hogs(100, 100), only: []Policy{Stride, Lottery},
+		phases: []phase{
+			{part: 0.5, want: []float64{1, 1}},
+			{part: 0.5, want: []float64{1, 3}, change: func(s stage) error { return s.tickets("g1", 300) }},
+		},
+	})
 	nodes := load{
 		name: "nodes", about: "two nodes of one CPU: 2:1 on one, 3:1 on the other", only: []Policy{Stride}, nodes: 2,
 		guests: hogs(200, 100, 300, 100),

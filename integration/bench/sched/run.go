@@ -15,8 +15,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
@@ -48,14 +46,18 @@ type Options struct {
 	Quantum  time.Duration
 	Policies []Policy
 	Loads    []string // empty for all
-	Many     int      // guests of the load of many; 0 for without
+	Linux    bool     // measure guests with Linux, and no others
+	Kernel   string   // theirs, and their initrd: the default guest's
+	Initrd   string
+	Cmdline  string // words for their kernel
+	Many     int    // guests of the load of many; 0 for without
 	Progress io.Writer
 }
 
-// Loads are the names of the loads.
-func Loads(many int) []string {
+// Loads are the names of the loads, of tiny guests or of Linux's.
+func Loads(many int, linux bool) []string {
 	var names []string
-	for _, l := range loads(many) {
+	for _, l := range loads(many, linux) {
 		names = append(names, l.name)
 	}
 	return names
@@ -74,6 +76,7 @@ type Row struct {
 	Window  float64  `json:"window_ms"`    // worst error of a guest in any second, of CPU time, for up to 10 guests
 	Lost    float64  `json:"lost"`         // CPU time of this process beyond the guests', part of theirs
 	Had     float64  `json:"had"`          // CPU time of the guests, part of the CPUs' time
+	Workers float64  `json:"workers"`      // part of the guests' CPU time that the monitor's workers used for them
 	Rate    float64  `json:"chunks_per_s"` // work of the first guest in a second of its CPU time
 	Names   []string `json:"names"`
 	Samples []Sample `json:"samples"`
@@ -99,6 +102,7 @@ type Results struct {
 	// Alone is what scheduling costs a guest that has its CPU for itself: CPU
 	// time of this process beyond the guest's, part of it.
 	Alone   float64
+	Aloned  bool     // that was measured
 	Skipped []string // why what was not measured
 }
 
@@ -109,13 +113,18 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 		return nil, err
 	}
 	defer sys.Close()
-	res := &Results{Setting: fmt.Sprintf("Tiny guests on host CPUs %v, quantum %v, %v for each load by stride, a third of it by others", o.CPUs, o.Quantum, o.Time)}
-	if len(o.Loads) == 0 || slices.Contains(o.Loads, "alone") {
+	what := "Tiny guests"
+	if o.Linux {
+		what = "Linux guests"
+	}
+	res := &Results{Setting: fmt.Sprintf("%s on host CPUs %v, quantum %v, %v for each load by stride, a third of it by others", what, o.CPUs, o.Quantum, o.Time)}
+	if !o.Linux && (len(o.Loads) == 0 || slices.Contains(o.Loads, "alone")) {
+		res.Aloned = true
 		if res.Alone, err = alone(ctx, sys, o); err != nil {
 			return res, err
 		}
 	}
-	for _, l := range loads(o.Many) {
+	for _, l := range loads(o.Many, o.Linux) {
 		if len(o.Loads) > 0 && !slices.Contains(o.Loads, l.name) {
 			continue
 		}
@@ -142,41 +151,34 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 	return res, nil
 }
 
-// rig is the guests of a load while they run.
-type rig struct {
-	o      Options
-	load   load
-	guests []*guest
-	shares []*host.Guest
-	groups map[string]*host.Group
-	pools  [][]int // CPUs
-	sched  *host.Scheduler
-	weight *weights
-}
-
-func newRig(o Options, l load) *rig {
-	r := &rig{o: o, load: l, groups: map[string]*host.Group{}, pools: [][]int{o.CPUs}}
-	if l.nodes > 0 {
-		r.pools = nil
-		for _, c := range o.Nodes[:l.nodes] {
-			r.pools = append(r.pools, []int{c})
-		}
-	}
-	return r
-}
-
 // settle is how long guests run before they are measured.
 const settle = time.Second / 2
 
+// stage is where the guests of a load run.
+type stage interface {
+	// begin makes the guests and starts them under a policy.
+	begin(ctx context.Context, sys *kvm.System, p Policy) error
+	// used is the CPU time that each guest has had, in s, its workers' included;
+	// workers is that of all workers.
+	used() []float64
+	workers() float64
+	// progress is how much the first guest has done, 0 where that is not counted.
+	progress() uint64
+	tickets(name string, n int64) error
+	join(name string) error
+	leave(name string) error
+	close() error
+}
+
 func measure(ctx context.Context, sys *kvm.System, o Options, l load, p Policy) (row *Row, err error) {
-	r := newRig(o, l)
-	before := runtime.GOMAXPROCS(0)
-	// A thread in KVM_RUN keeps one of Go's processors for a while; one that is
-	// held does not.
-	runtime.GOMAXPROCS(before + min(len(l.guests), 16) + 2)
-	defer runtime.GOMAXPROCS(before)
-	defer func() { err = errors.Join(err, r.close()) }()
-	if err := r.build(sys, p); err != nil {
+	var s stage
+	if l.kind == computing {
+		s = newRig(o, l)
+	} else {
+		s = newHouse(o, l)
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.begin(ctx, sys, p); err != nil {
 		return nil, err
 	}
 	if err := pause(ctx, settle); err != nil {
@@ -193,40 +195,41 @@ func measure(ctx context.Context, sys *kvm.System, o Options, l load, p Policy) 
 	for _, m := range l.guests {
 		row.Names = append(row.Names, m.name)
 	}
-	own, work, began := processTime(), r.guests[0].progress(), time.Now()
-	first := r.used()
+	own, work, began := processTime(), s.progress(), time.Now()
+	first, workers := s.used(), s.workers()
 	for _, ph := range l.phases {
 		if ph.change != nil {
-			if err := ph.change(r); err != nil {
+			if err := ph.change(s); err != nil {
 				return nil, err
 			}
 		}
-		if err := r.phase(ctx, row, ph, time.Duration(float64(span)*ph.part), began); err != nil {
+		if err := observe(ctx, s, row, o, l, ph, time.Duration(float64(span)*ph.part), began); err != nil {
 			return nil, err
 		}
 	}
-	last := r.used()
+	last := s.used()
 	all := 0.0
 	for i := range last {
 		all += last[i] - first[i]
 	}
 	row.Lost = (processTime() - own - all) / all
+	row.Workers = (s.workers() - workers) / all
 	cpus := 0
-	for _, p := range r.pools {
+	for _, p := range l.pools(o) {
 		cpus += len(p)
 	}
 	row.Had = all / (time.Since(began).Seconds() * float64(cpus))
-	row.Rate = float64(r.guests[0].progress()-work) / (last[0] - first[0])
+	row.Rate = float64(s.progress()-work) / (last[0] - first[0])
 	return row, nil
 }
 
 // sampleTime is between two samples: the windows of a second are of ten.
 const sampleTime = 100 * time.Millisecond
 
-// phase lets the guests run for a time, and adds what they had to the row.
-func (r *rig) phase(ctx context.Context, row *Row, ph phase, span time.Duration, began time.Time) error {
+// observe lets the guests run for a time, and adds what they had to the row.
+func observe(ctx context.Context, s stage, row *Row, o Options, l load, ph phase, span time.Duration, began time.Time) error {
 	var samples []Sample
-	take := func() { samples = append(samples, Sample{At: time.Since(began).Seconds(), Used: r.used()}) }
+	take := func() { samples = append(samples, Sample{At: time.Since(began).Seconds(), Used: s.used()}) }
 	take()
 	step := sampleTime
 	if len(ph.want) > maxWindowed {
@@ -239,9 +242,9 @@ func (r *rig) phase(ctx context.Context, row *Row, ph phase, span time.Duration,
 	}
 	a, z := samples[0], samples[len(samples)-1]
 	got, all := shares(a, z)
-	want := r.want(ph.want, got)
+	want := l.want(ph.want, got)
 	row.Phases = append(row.Phases, Phase{Want: want, Got: got, CPU: all})
-	quanta := all / r.o.Quantum.Seconds()
+	quanta := all / o.Quantum.Seconds()
 	for i, w := range want {
 		row.Quanta = max(row.Quanta, math.Abs(got[i]-w)*quanta)
 	}
@@ -284,17 +287,17 @@ func (r *rig) phase(ctx context.Context, row *Row, ph phase, span time.Duration,
 const maxWindowed = 10
 
 // want are the shares that were asked for: on each node, of what its guests had.
-func (r *rig) want(weights, got []float64) []float64 {
-	if r.load.nodes == 0 {
+func (l *load) want(weights, got []float64) []float64 {
+	if l.nodes == 0 {
 		return normal(weights)
 	}
-	asked, had := make([]float64, r.load.nodes), make([]float64, r.load.nodes)
-	for i, m := range r.load.guests {
+	asked, had := make([]float64, l.nodes), make([]float64, l.nodes)
+	for i, m := range l.guests {
 		asked[m.node] += weights[i]
 		had[m.node] += got[i]
 	}
 	want := make([]float64, len(weights))
-	for i, m := range r.load.guests {
+	for i, m := range l.guests {
 		want[i] = weights[i] / asked[m.node] * had[m.node]
 	}
 	return want
@@ -332,138 +335,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// build makes the guests and starts them under a policy.
-func (r *rig) build(sys *kvm.System, p Policy) (err error) {
-	switch p {
-	case Cgroup:
-		if r.weight, err = newWeights(); err != nil {
-			return err
-		}
-	default:
-		c := host.Config{Pools: r.pools, Quantum: r.o.Quantum, Bound: true, Seed: 1}
-		if p == Lottery {
-			c.Kind = host.Lottery
-		}
-		if r.sched, err = host.New(c); err != nil {
-			return err
-		}
-	}
-	for name, n := range r.load.groups {
-		if r.weight != nil {
-			if err := r.weight.make(name, n); err != nil {
-				return err
-			}
-			continue
-		}
-		if r.groups[name], err = r.sched.NewGroup(name, nil, n); err != nil {
-			return err
-		}
-	}
-	for _, m := range r.load.guests {
-		g, err := newGuest(sys, m.name, m.cmdline)
-		if err != nil {
-			return err
-		}
-		r.guests = append(r.guests, g)
-		r.shares = append(r.shares, nil)
-	}
-	for i, m := range r.load.guests {
-		if !m.late {
-			if err := r.start(i); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (r *rig) start(i int) error {
-	g, m := r.guests[i], r.load.guests[i]
-	if err := g.start(r.pools[m.node]); err != nil {
-		return err
-	}
-	if r.weight != nil {
-		return r.weight.set(m.name, m.group, g.cpu.TID(), m.tickets)
-	}
-	s, err := r.sched.NewGuest(host.GuestConfig{Name: m.name, Group: r.groups[m.group], Tickets: m.tickets})
-	if err != nil {
-		return err
-	}
-	r.shares[i] = s
-	_, err = s.Add(0, g.cpu, m.node)
-	return err
-}
-
-func (r *rig) index(name string) int {
-	return slices.IndexFunc(r.load.guests, func(m member) bool { return m.name == name })
-}
-
-func (r *rig) tickets(name string, n int64) error {
-	i := r.index(name)
-	if r.weight != nil {
-		return r.weight.weigh(filepath.Join(r.load.guests[i].group, name), n)
-	}
-	return r.shares[i].SetTickets(n)
-}
-
-func (r *rig) allTickets(n ...int64) error {
-	for i, n := range n {
-		if err := r.tickets(r.load.guests[i].name, n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *rig) join(name string) error { return r.start(r.index(name)) }
-
-func (r *rig) leave(name string) error {
-	i := r.index(name)
-	if s := r.shares[i]; s != nil {
-		r.shares[i] = nil
-		if err := s.Close(); err != nil {
-			return err
-		}
-	}
-	r.guests[i].stop()
-	return nil
-}
-
-func (r *rig) used() []float64 {
-	used := make([]float64, len(r.guests))
-	for i, g := range r.guests {
-		used[i] = g.used()
-	}
-	return used
-}
-
-func (r *rig) close() error {
-	var errs []error
-	for _, s := range r.shares {
-		if s != nil {
-			errs = append(errs, s.Close())
-		}
-	}
-	if r.sched != nil {
-		r.sched.Close()
-	}
-	if r.weight != nil {
-		r.weight.leave()
-	}
-	for _, g := range r.guests {
-		if g.cpu != nil {
-			g.cpu.Stop()
-		}
-	}
-	for _, g := range r.guests {
-		errs = append(errs, g.close())
-	}
-	if r.weight != nil {
-		errs = append(errs, r.weight.close())
-	}
-	return errors.Join(errs...)
 }
 
 // alone is what one guest on each CPU loses to scheduling: the monitor's CPU time

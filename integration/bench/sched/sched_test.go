@@ -20,8 +20,8 @@ func TestKVMShares(t *testing.T) {
 	}
 	defer sys.Close()
 	o := Options{CPUs: []int{0}, Nodes: []int{0, 1}, Time: 2 * time.Second, Quantum: 4 * time.Millisecond, Progress: io.Discard}
-	most := map[string]float64{"3:2:1": 0.15, "resting": 0.15, "storms": 0.3, "nodes": 0.2, "inflation": 0.3, "join": 0.3}
-	for _, l := range loads(0) {
+	most := map[string]float64{"3:2:1": 0.15, "resting": 0.15, "storms": 0.3, "nodes": 0.2, "workers": 0.25, "inflation": 0.3, "join": 0.3}
+	for _, l := range loads(0, false) {
 		limit, ok := most[l.name]
 		if !ok {
 			continue
@@ -51,7 +51,7 @@ func TestKVMManyEnd(t *testing.T) {
 		l.guests[i].tickets = int64(i + 1)
 	}
 	r := newRig(Options{CPUs: []int{0}, Quantum: 2 * time.Millisecond}, l)
-	err = r.build(sys, Stride)
+	err = r.begin(t.Context(), sys, Stride)
 	if e := r.close(); e != nil || err != nil {
 		t.Error(err, e)
 	}
