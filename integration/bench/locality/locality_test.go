@@ -489,7 +489,7 @@ func TestResume(t *testing.T) {
 	}
 	was := &Results{
 		Runs:  []*Run{run(Off, "private", 0, 1), run(Off, "moving", 0), run(Interleave, "private", 0, 1), run(Full, "private", 0, 1)},
-		Nodes: 2, CPUs: 2, MaxMoves: o.maxMoves(), Tables: []Tables{{Policy: Off}, {Policy: Full}}, Retried: []string{"off: lost"},
+		Nodes: 2, CPUs: 2, Wanted: o.Policies, MaxMoves: o.maxMoves(), Tables: []Tables{{Policy: Off}, {Policy: Full}}, Retried: []string{"off: lost"},
 	}
 	path := filepath.Join(t.TempDir(), "r.json")
 	if err := was.Result("a test").Write(path); err != nil {
@@ -509,6 +509,12 @@ func TestResume(t *testing.T) {
 	}
 	if r := b.results; len(r.Runs) != 3 || len(r.Tables) != 1 || len(r.Retried) != 2 || !strings.HasPrefix(r.Retried[1], "full:") {
 		t.Errorf("it goes on with %+v", r)
+	}
+
+	o.Resume.Wanted = []Policy{Off, Interleave}
+	b = &benchmark{o: &o, results: &Results{}}
+	if err := b.resume(); err != nil || len(b.results.Retried) != 1 {
+		t.Errorf("more is asked for than before: %v, %q", err, b.results.Retried)
 	}
 
 	o.Visits = 200

@@ -29,6 +29,9 @@ type Results struct {
 	Runs  []*Run `json:"runs"`
 	Nodes int    `json:"nodes"`
 	CPUs  int    `json:"cpus"`
+	// Wanted are the policies that were asked for: where some are missing, what ran
+	// them came to an end before it was done.
+	Wanted []Policy `json:"policies"`
 	// MaxMoves is the policies' cap on the moves of a page.
 	MaxMoves int `json:"max_moves"`
 	// Thresholds are those of the policies, where they are not the defaults.

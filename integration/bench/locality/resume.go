@@ -50,8 +50,8 @@ func (b *benchmark) resume() error {
 		b.say("%s: measured before", p)
 	}
 	b.results.Retried = was.Retried
-	if n := len(b.done); n < len(b.o.Policies) {
-		b.results.Retried = append(b.results.Retried, fmt.Sprintf("%s: what ran it came to an end; begun again with it", b.o.Policies[n]))
+	if i := slices.IndexFunc(was.Wanted, func(p Policy) bool { return !b.whole(was, p) }); i >= 0 {
+		b.results.Retried = append(b.results.Retried, fmt.Sprintf("%s: what ran it came to an end; begun again with it", was.Wanted[i]))
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func Benchmark(ctx context.Context, o Options) (results *Results, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, balancing.restore()) }()
-	b := &benchmark{o: &o, before: secPageTables(o.Nodes), results: &Results{Nodes: len(o.Nodes), CPUs: o.CPUs, MaxMoves: o.maxMoves(), Thresholds: o.Thresholds, Pause: o.Pause}}
+	b := &benchmark{o: &o, before: secPageTables(o.Nodes), results: &Results{Nodes: len(o.Nodes), CPUs: o.CPUs, Wanted: o.Policies, MaxMoves: o.maxMoves(), Thresholds: o.Thresholds, Pause: o.Pause}}
 	if err := b.resume(); err != nil {
 		return nil, err
 	}
