@@ -249,6 +249,23 @@ func TestHostShareRefuses(t *testing.T) {
 }
 
 // TestHostSharedAgain shares over what is shared: nothing is copied.
+// TestHostHolesStay: what was freed because it is shared is not given to the guest once
+// more by who makes huge pages, as the kernel does in the background.
+func TestHostHolesStay(t *testing.T) {
+	a := cached(t, blockPages)
+	s := opened(t, Options{Name: "test", RAM: []Range{{0, 2 * mib}}, Sharing: true})
+	if err := s.WriteAt([]byte("its own"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Share(1, Run{Arena: a, Page: 1, N: blockPages - 1}); err != nil {
+		t.Fatal(err)
+	}
+	err := unix.Madvise(s.home.Bytes(), unix.MADV_COLLAPSE)
+	if n := resident(t, s); n != 1 {
+		t.Errorf("%d pages of the guest's own, want 1 (%v)", n, err)
+	}
+}
+
 func TestHostSharedAgain(t *testing.T) {
 	a, s := cached(t, 32), sharing(t, Range{0, 4 * mib})
 	for i := range uint64(20) {

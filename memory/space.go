@@ -123,7 +123,8 @@ type Huge = arena.Huge
 
 // The sizes of pages.
 const (
-	// HugeTHP asks for transparent huge pages; the kernel may forbid them.
+	// HugeTHP asks for transparent huge pages; the kernel may forbid them, and a
+	// Space for Sharing does not ask.
 	HugeTHP = arena.HugeTHP
 	HugeOff = arena.HugeOff
 	// Huge2M makes all of RAM in transparent huge pages when the Space is opened,
@@ -148,7 +149,7 @@ type Options struct {
 	// Otherwise there is one View.
 	Tracked bool
 	// Sharing is Share and Collapse alone, for one View: a thin Space until
-	// something is shared. A tracked Space can share without.
+	// something is shared, but of small pages. A tracked Space can share without.
 	Sharing bool
 	// HostBalancing leaves it to the kernel's NUMA balancing (sysctl
 	// kernel.numa_balancing) where pages are, among Nodes. Not with Tracked.
@@ -274,6 +275,16 @@ func (o *Options) check() error {
 	return nil
 }
 
+// pages is the size of Home's pages. Sharing leaves holes in Home, and where huge pages
+// are made of small ones (khugepaged), holes are filled: what is shared would be there
+// twice after all, more of it every minute.
+func (o *Options) pages() Huge {
+	if o.Sharing && o.Huge == HugeTHP {
+		return HugeOff
+	}
+	return o.Huge
+}
+
 func newSpace(o Options) (*Space, error) {
 	if len(o.RAM) == 0 {
 		return nil, errors.New("memory: no RAM ranges")
@@ -285,7 +296,7 @@ func newSpace(o Options) (*Space, error) {
 		}
 		top = r.End()
 	}
-	home, err := arena.New(o.Name, uint64(top), o.Huge)
+	home, err := arena.New(o.Name, uint64(top), o.pages())
 	if err != nil {
 		return nil, err
 	}
