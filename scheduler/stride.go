@@ -177,12 +177,15 @@ func (s *Stride) Done(c *Client, used int64) {
 	s.push(c)
 }
 
-// Forgo implements Policy.
+// Forgo implements Policy. What lapses counts as used, for all: who had it instead
+// would else be in debt for it to nobody, until c uses it after all.
 func (s *Stride) Forgo(c *Client) {
-	if !c.takesPart() {
+	lapsed := s.now.at - c.stride(s.quantum) - c.pass.at
+	if !c.takesPart() || lapsed <= 0 {
 		return
 	}
-	c.pass.at = latest(c.pass.at, s.now.at-c.stride(s.quantum))
+	c.pass.at += lapsed
+	s.now.at += mulDivSigned(lapsed, c.weight, s.total)
 	if c.state == waiting {
 		s.fix(c.at)
 	}
@@ -213,17 +216,22 @@ func (s *Stride) Charge(c *Client, used int64) {
 // charge lets time go by for c and for all.
 func (s *Stride) charge(c *Client, used int64) {
 	u := boundUse(used)
-	if !c.takesPart() {
-		c.pass.at = c.arrival(s.now.at, s.quantum)
-		c.known = true
-	}
-	c.pass.advance(u, c.weight)
 	if c.takesPart() {
+		c.pass.advance(u, c.weight)
 		s.now.advance(u, s.total)
+		return
 	}
-	if !c.takesPart() {
-		c.remain = c.pass.at - s.now.at
+	c.pass.at = c.arrival(s.now.at, s.quantum)
+	c.known = true
+	owed := s.now.at - c.pass.at
+	c.pass.advance(u, c.weight)
+	if owed > 0 {
+		// That it has had now, and the others went without as if it took part. What
+		// it has beyond it is in debt for to nobody, as that is forgotten.
+		owed -= max(0, s.now.at-c.pass.at)
+		s.now.at += mulDivSigned(owed, c.weight, s.total+c.weight)
 	}
+	c.remain = c.pass.at - s.now.at
 }
 
 // Before implements Policy.

@@ -374,6 +374,7 @@ type VCPU struct {
 	halted bool  // not just now
 	capped bool  // it wants to, and has used up its limit
 	chosen bool
+	idled  bool // it was, and used less than half of what it could
 	inLine bool
 
 	share   float64 // of CPUs, as its tickets ask

@@ -209,9 +209,10 @@ func (p *pool) check(now int64) {
 
 // tick ends a quantum and begins another.
 func (p *pool) tick(now int64) nap {
+	elapsed := max(0, now-p.last)
 	p.last = now
 	p.check(now)
-	p.look(now)
+	p.look(now, elapsed)
 	p.reweigh()
 	if (p.policy.Len() <= len(p.cpus) || !p.several(true)) && !p.limited() {
 		p.calm()
@@ -231,9 +232,14 @@ func (p *pool) tick(now int64) nap {
 	return nap{at: now + int64(p.s.cfg.Quantum)}
 }
 
-// look finds out what all have done since the last tick, and tells the policy.
-func (p *pool) look(now int64) {
+// look finds out what all have done since the last tick, some time ago, and tells the
+// policy.
+func (p *pool) look(now, elapsed int64) {
 	p.s.collect(now)
+	all := int64(0)
+	for _, v := range p.chosen {
+		v.idled = false
+	}
 	budget := sleepers
 	n := len(p.loose)
 	for i := range n {
@@ -248,7 +254,18 @@ func (p *pool) look(now int64) {
 			}
 		}
 		p.lookAt(v, now)
+		all += v.took
+		v.idled = v.chosen && v.took+v.worked < elapsed/2
 		p.account(v, now)
+	}
+	if all > elapsed*int64(len(p.cpus))*3/4 {
+		// The others had what these left, whatever kept them: it need not have been
+		// so just now.
+		for _, v := range p.chosen {
+			if v.idled {
+				p.policy.Forgo(v.client)
+			}
+		}
 	}
 	if p.s.limits == 0 {
 		return
@@ -317,6 +334,7 @@ func (p *pool) lookAt(v *VCPU, now int64) {
 	case v.chosen && v.halted && little:
 		// It had its chance and slept.
 		p.policy.Charge(v.client, v.took)
+		p.policy.Forgo(v.client)
 		p.asleep(v)
 	case v.chosen:
 		p.policy.Done(v.client, v.took)

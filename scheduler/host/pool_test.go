@@ -31,6 +31,7 @@ type thread struct {
 	// work, if not 0, is for how long it computes before it halts for rest.
 	work, rest int64
 	left, wake int64 // of the work, and when the rest is over
+	waits      bool  // it does not halt then, but waits in the monitor
 }
 
 func (t *thread) TID() int     { return t.tid }
@@ -131,8 +132,8 @@ func (w *world) runFine(d time.Duration) {
 	const step = int64(100 * time.Microsecond)
 	for end := w.clock + int64(d); w.clock < end; w.clock += step {
 		for _, x := range w.threads {
-			if x.halted && x.work > 0 && w.clock >= x.wake {
-				x.halted, x.left = false, x.work
+			if (x.halted || x.stuck) && x.work > 0 && w.clock >= x.wake {
+				x.halted, x.stuck, x.left = false, false, x.work
 			}
 		}
 		if w.clock >= next {
@@ -153,7 +154,7 @@ func (w *world) runFine(d time.Duration) {
 			n := step / int64(len(on))
 			x.used += n
 			if x.left -= n; x.work > 0 && x.left <= 0 {
-				x.halted, x.wake = true, w.clock+step+x.rest
+				x.halted, x.stuck, x.wake = !x.waits, x.waits, w.clock+step+x.rest
 			}
 		}
 	}
@@ -186,6 +187,28 @@ func TestPoolCompensates(t *testing.T) {
 				if math.Abs(got/want-1) > slack {
 					t.Errorf("by %v, with %v of work and %v of rest beside %d it had %.4f, want %.4f", kind, time.Duration(c.work), time.Duration(c.rest), hogs, got, want)
 				}
+			}
+		}
+	}
+}
+
+// TestPoolLapses: who could not use its share, as it halted or waited in the monitor
+// for most of the time, has no right to what it left when it computes.
+func TestPoolLapses(t *testing.T) {
+	const us = int64(time.Microsecond)
+	for _, waits := range []bool{false, true} {
+		for _, c := range []struct{ work, rest int64 }{{500 * us, 1500 * us}, {2300 * us, 4100 * us}, {200 * us, 15000 * us}} {
+			w := newWorld(t, Config{Pools: [][]int{{0}}})
+			_, x := w.guest(t, GuestConfig{Tickets: 100})
+			_, y := w.guest(t, GuestConfig{Tickets: 100})
+			x.work, x.rest, x.left, x.waits = c.work, c.rest, c.work, waits
+			w.runFine(20 * time.Second)
+			x.work, x.halted, x.stuck = 0, false, false
+			x.had()
+			y.had()
+			w.runFine(time.Second)
+			if more := time.Duration(x.had() - y.had()); more > 6*DefaultQuantum {
+				t.Errorf("waits: %v, after %v of work and %v of rest: it had %v more than the other", waits, time.Duration(c.work), time.Duration(c.rest), more)
 			}
 		}
 	}
