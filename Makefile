@@ -105,7 +105,7 @@ bench-numa: build guest lab ## measure how local a guest's memory is, by policy,
 		rm -f build/bench/numa-$$nodes.json; \
 		for try in 1 2 3 4; do \
 			timeout -k 20 7200 bin/disco lab --steady --nodes $$nodes --cpus $$nodes $(ARGS) -- bin/disco bench numa --resume \
-				--cpus $$nodes --size 2M --rounds 40 --visits $$((240000 / nodes)) --pause 200ms --boot-timeout 5m \
+				--cpus $$nodes --size 4M --rounds 24 --visits $$((120000 / nodes)) --pause 200ms --boot-timeout 5m \
 				--out build/bench/numa-$$nodes && continue 2; \
 			[ $$? = 1 ] || exit 1; \
 		done; \

@@ -100,11 +100,14 @@ func (s *Space) Migrate(p PPN, n int, to numa.Node) (done int, err error) {
 	}
 	stuck := 0
 	for n > 0 && err == nil {
-		m := min(n, arena.Batch)
+		m := min(chunk(p, n), arena.Batch)
 		s.kernel.Lock()
 		var d, left int
 		d, left, err = s.migrate(p, m, to)
 		s.kernel.Unlock()
+		if s.words != nil {
+			s.block(p).moved.Add(uint64(d))
+		}
 		done, stuck = done+d, stuck+left
 		p, n = p+PPN(m), n-m
 	}

@@ -95,6 +95,7 @@ func (v *View) copyRun(p PPN, n int, kind word) error {
 	undo = kind&^stateMask | word(Replicated) | 1<<copyShift<<v.index
 	b := s.block(p)
 	b.copies.Add(int32(n))
+	b.copied.Add(uint64(n))
 	v.copied.Add(int64(n))
 	b.stamp.Store(s.stamp.Add(1))
 	s.counters.copied.Add(uint64(n) * arena.PageSize)

@@ -115,3 +115,14 @@ func (s *Space) PagesOn() ([]uint64, error) {
 	}
 	return count, nil
 }
+
+// Handled is how many pages of p's block of 2 MiB were migrated, and how many
+// copies were made of them, since the Space was opened; 0 where pages have no
+// states.
+func (s *Space) Handled(p PPN) (moved, copied uint64) {
+	if s.words == nil || int(p) >= len(s.words) {
+		return 0, 0
+	}
+	b := s.block(p)
+	return b.moved.Load(), b.copied.Load()
+}

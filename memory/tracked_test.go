@@ -415,6 +415,14 @@ func TestHostMigrateAndLocate(t *testing.T) {
 	if n := s.Stats(); n.Migrated != 2 {
 		t.Errorf("%+v", n)
 	}
+	if _, err := s.Replicate(8, 3, 2); err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[PPN][2]uint64{0: {2, 3}, 511: {2, 3}, 512: {0, 0}, 1 << 40: {0, 0}} {
+		if moved, copied := s.Handled(p); moved != want[0] || copied != want[1] {
+			t.Errorf("page %d: %d moved and %d copied in its block, want %v", p, moved, copied, want)
+		}
+	}
 }
 
 func TestHostPlacement(t *testing.T) {

@@ -50,6 +50,8 @@ type block struct {
 	waiting atomic.Uint32 // Views with faults that were left alone
 	copies  atomic.Int32  // how many replicas it has
 	stamp   atomic.Uint64 // when the last was made
+	moved   atomic.Uint64 // pages that were migrated, each time
+	copied  atomic.Uint64 // pages that got a copy, each time
 	broken  atomic.Uint32 // how many Shared pages were made Private again
 	frames  *frames       // of Shared pages; under Space.edges, stays once it is there
 }

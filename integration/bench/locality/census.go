@@ -14,7 +14,10 @@ type census struct {
 	plan    *workload.Plan
 	regions []pages
 	nodes   []numa.Node // all that memory can be on
+	blocks  []uint64    // of 2 MiB that the pages are in
 }
+
+const blockPages = 512
 
 // pages are those of one region, in order.
 type pages struct {
@@ -33,12 +36,27 @@ func newCensus(plan *workload.Plan, ready workload.Ready, nodes []numa.Node, ram
 			if !inside(ram, f) {
 				return nil, fmt.Errorf("the guest says that its pages %#x to %#x are memory, and they are not", f.PPN, f.PPN+uint64(f.N)-1)
 			}
+			for b := f.PPN / blockPages; b <= (f.PPN+uint64(f.N)-1)/blockPages; b++ {
+				c.blocks = append(c.blocks, b)
+			}
 		}
 		c.regions = append(c.regions, pages{
 			frames: frames, where: slices.Repeat([]numa.Node{-1}, n), copies: make([]uint32, n), weights: make([]uint64, n),
 		})
 	}
+	slices.Sort(c.blocks)
+	c.blocks = slices.Compact(c.blocks)
 	return c, nil
+}
+
+// own is what was done to the workload's blocks so far.
+func (c *census) own(g Guest) (o Own) {
+	for _, b := range c.blocks {
+		moved, copied := g.Handled(b * blockPages)
+		o.Moved += moved
+		o.Copied += copied
+	}
+	return o
 }
 
 func inside(ram []memory.Range, f workload.Frames) bool {

@@ -22,13 +22,15 @@ type Run struct {
 	Points   []Point       `json:"points"` // one for each round
 	Pieces   []int         `json:"pieces"` // of guest-physical memory that each region consists of
 
-	Before  *Tally   `json:"before"`  // the first round's accesses, with the pages where their first touch had put them
-	Settled *Tally   `json:"settled"` // the rounds of Plan.Settled
-	Whole   *Tally   `json:"whole"`   // all rounds
-	Did     Counters `json:"did"`     // over all rounds
-	Steady  Counters `json:"steady"`  // over the settled rounds
-	Seconds float64  `json:"seconds"` // of all rounds, by the guest's clock
-	SteadyS float64  `json:"steady_host_seconds"`
+	Before    *Tally   `json:"before"`     // the first round's accesses, with the pages where their first touch had put them
+	Settled   *Tally   `json:"settled"`    // the rounds of Plan.Settled
+	Whole     *Tally   `json:"whole"`      // all rounds
+	Did       Counters `json:"did"`        // over all rounds
+	Steady    Counters `json:"steady"`     // over the settled rounds
+	Own       Own      `json:"own"`        // as Did
+	OwnSteady Own      `json:"own_steady"` // as Steady
+	Seconds   float64  `json:"seconds"`    // of all rounds, by the guest's clock
+	SteadyS   float64  `json:"steady_host_seconds"`
 	// Balance is the policy's own account at the end, since the guest's start: it
 	// tells why pages stayed where they were.
 	Balance  balance.Stats `json:"balance"`
@@ -86,6 +88,8 @@ func drive(c *workload.Conn, g Guest, ram []memory.Range, all []numa.Node, plan 
 	}
 	start, began := g.Counters(), time.Now()
 	last, lastTime := Counters{}, 0.0
+	own := census.own(g)
+	lastOwn := own
 	var moved chan error
 	for index := range plan.Spec.Rounds {
 		if plan.Spec.Name == "moving" && index == plan.Spec.Rounds/2 {
@@ -117,16 +121,20 @@ func drive(c *workload.Conn, g Guest, ram []memory.Range, all []numa.Node, plan 
 			Round: index, Accesses: r.Whole.Total(), Local: t.Local(), Counters: g.Counters().Less(start),
 			Settled: plan.Settled(index), HostTime: time.Since(began).Seconds(),
 		}
+		nowOwn := census.own(g)
 		if p.Settled {
 			r.Settled.Merge(t)
+			r.OwnSteady.Moved += nowOwn.Moved - lastOwn.Moved
+			r.OwnSteady.Copied += nowOwn.Copied - lastOwn.Copied
 			r.Steady = r.Steady.plus(p.Counters.Less(last))
 			r.SteadyS += p.HostTime - lastTime
 		}
-		last, lastTime = p.Counters, p.HostTime
+		last, lastTime, lastOwn = p.Counters, p.HostTime, nowOwn
 		r.Points, r.Did = append(r.Points, p), p.Counters
 		tell(p)
 	}
 	r.Balance = g.Balance()
+	r.Own = Own{lastOwn.Moved - own.Moved, lastOwn.Copied - own.Copied}
 	if moved != nil {
 		if err := <-moved; err != nil {
 			r.MoveNote = err.Error()

@@ -63,6 +63,13 @@ func (m *machine) Replicas(p uint64) uint32 {
 	return 0
 }
 
+func (m *machine) Handled(p uint64) (moved, copied uint64) {
+	if s := m.Space(); s != nil {
+		return s.Handled(memory.PPN(p))
+	}
+	return 0, 0
+}
+
 // Homes is the Guest's; it is nil when the guest is gone.
 func (m *machine) Homes() []numa.Node {
 	p, _ := m.Placed()

@@ -79,6 +79,8 @@ type Guest interface {
 	Locate(dst []numa.Node, p uint64) error
 	// Replicas says which nodes have a copy of page p: bit i is the guest's node i.
 	Replicas(p uint64) uint32
+	// Handled is how often pages of page p's block of 2 MiB were moved and copied.
+	Handled(p uint64) (moved, copied uint64)
 	// Nodes are the guest's nodes, in the order of Replicas' bits.
 	Nodes() []numa.Node
 	// Homes are the nodes that the vCPUs run on now.
@@ -100,6 +102,14 @@ type Counters struct {
 	Sampling   uint64 `json:"sampling_faults"` // of them, those that sampling caused
 	Copied     uint64 `json:"copied_bytes"`
 	Relayed    uint64 `json:"relayed_interrupts"` // between vCPUs of different nodes
+}
+
+// Own is what was done to the 2 MiB blocks that a workload's memory is in. The
+// Counters are of all that the guest has: its kernel's pages are moved and copied
+// while a workload runs, too.
+type Own struct {
+	Moved  uint64 `json:"moved_pages"`
+	Copied uint64 `json:"copied_pages"`
 }
 
 // Less is what happened since before.

@@ -69,6 +69,9 @@ func (m *model) Move(to numa.Node) error {
 	close(m.gone)
 	return nil
 }
+func (m *model) Handled(uint64) (moved, copied uint64) {
+	return m.count.Migrated, m.count.Replicated
+}
 func (m *model) Balance() balance.Stats { return balance.Stats{} }
 func (m *model) Counters() Counters {
 	m.looks++
@@ -292,8 +295,8 @@ func TestPromises(t *testing.T) {
 			[]string{"mixed, full: points above autonuma, or both above 97 %"}},
 		{"worse than off", func(r *Results) { *r.Runs[5] = *made(Full, "writeshared", 48) },
 			[]string{"writeshared, full: points above off", "writeshared, full: points above autonuma, or both above 97 %"}},
-		{"copies of what is written", func(r *Results) { r.Runs[5].Steady.Replicated = 1 }, []string{"writeshared, full: pages copied once settled"}},
-		{"ping-pong", func(r *Results) { r.Runs[5].Did.Migrated = 401 }, []string{"writeshared, full: moves of each page"}},
+		{"copies of what is written", func(r *Results) { r.Runs[5].OwnSteady.Copied = 1 }, []string{"writeshared, full: pages copied once settled"}},
+		{"ping-pong", func(r *Results) { r.Runs[5].Own.Moved = 401 }, []string{"writeshared, full: moves of each page"}},
 		{"dear samples", func(r *Results) { r.Runs[2].Did = Counters{Migrated: 100, Sampling: 201} },
 			[]string{"full: sampling faults for each page moved or copied"}},
 		{"restless", func(r *Results) { r.Runs[2].Steady.Sampling = 101 }, []string{"private, full: sampling faults per second and node once settled"}},

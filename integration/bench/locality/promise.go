@@ -106,8 +106,8 @@ func (r *Results) Promises() []bench.Promise {
 		if run.Workload != "writeshared" || !run.Policy.acts() {
 			continue
 		}
-		add(bench.AtMost(fmt.Sprintf("writeshared, %s: pages copied once settled", run.Policy), 0, float64(run.Steady.Replicated)))
-		add(bench.AtMost(fmt.Sprintf("writeshared, %s: moves of each page", run.Policy), float64(r.MaxMoves), float64(run.Did.Migrated)/float64(run.Spec.Pages)))
+		add(bench.AtMost(fmt.Sprintf("writeshared, %s: pages copied once settled", run.Policy), 0, float64(run.OwnSteady.Copied)))
+		add(bench.AtMost(fmt.Sprintf("writeshared, %s: moves of each page", run.Policy), float64(r.MaxMoves), float64(run.Own.Moved)/float64(run.Spec.Pages)))
 	}
 	for _, run := range r.Runs {
 		if off := r.find(Off, run.Workload); off != nil && run.Policy.acts() {
