@@ -20,8 +20,8 @@ const (
 // changes of page tables wait so. The thread here wakes up on that CPU so often
 // that none has it for longer than pacePeriod at a time.
 //
-// Without it a look at a block of a guest on four nodes takes ten times as long, and
-// such a guest hardly boots while its pages move.
+// Without it a look at a block of a guest on four nodes takes five times as long
+// (docs/decisions/004).
 func pace(gone <-chan struct{}) {
 	runtime.LockOSThread() // never unlocked: the thread ends with what was done to it
 	if keepToOneCPU() != nil {
