@@ -89,8 +89,8 @@ func (s *Scheduler) collect(now int64) {
 
 // pay has those of the guest's vCPUs that compete pay in equal parts, as they divide
 // its tickets. If none does, the one that ran last has the worker's time for its own,
-// by which it may be found to compete. Where there is a CPU for all nobody pays, as
-// then nobody went without.
+// by which it may be found to compete; what it owes is forgotten as time goes on. Of
+// those that run where there is a CPU for all none pays, as nobody went without.
 func (g *Guest) pay(ns, now int64) {
 	if g.limit != nil {
 		g.limit.Spend(now, ns)
@@ -114,7 +114,7 @@ func (g *Guest) pay(ns, now int64) {
 func (v *VCPU) pay(ns int64) {
 	v.worked += ns
 	v.workers += ns
-	if v.pool.contested {
+	if v.pool.contested || !v.awake {
 		v.pool.policy.Charge(v.client, ns)
 	}
 }

@@ -1,7 +1,8 @@
 /*
- * Keeps the first virtio disk busy (virtio 1.2 §5.2): reads its first pages= pages in
- * one request, waits in hlt for the MSI-X interrupt, and does so again without end.
- * It does nothing with what it reads, so what work there is is the monitor's.
+ * Keeps the first virtio disk busy (virtio 1.2 §5.2): has depth= requests under way,
+ * each to read the disk's first pages= pages, waits in hlt for the MSI-X interrupt, and
+ * makes as many again as are done, without end. It does nothing with what it reads,
+ * so what work there is is the monitor's.
  */
 #include "tiny.h"
 #include "virtio.h"
@@ -13,6 +14,8 @@
 main:
         ARG     pages, 256
         mov     %eax, %r12d
+        ARG     depth, 2
+        mov     %eax, %r14d
         mov     $record, %ebp
         VIRTIO_SEEK 0x10421af4, "flood: no disk on bus 0\n"
         GATE    VECTOR, got
@@ -46,15 +49,16 @@ main:
         movl    $2, descriptors + 44
         SAY     "flood: reading\n"
 
-2:      movb    $0xff, status                   /* every ring slot names descriptor 0 */
-        incw    available + 2
+        xor     %r15d, %r15d                    /* requests done */
+2:      lea     (%r15,%r14), %eax               /* every ring slot names descriptor 0 */
+        mov     %ax, available + 2
         movw    $0, (%r13)
 3:      sti
         hlt
         cli
-        mov     available + 2, %ax
-        cmp     %ax, used + 2
-        jne     3b
+        cmp     %r15w, used + 2
+        je      3b
+        mov     used + 2, %r15w
         cmpb    $0, status
         je      2b
         FAIL    "flood: an I/O error\n"
