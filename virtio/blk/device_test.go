@@ -354,6 +354,9 @@ func TestManyQueues(t *testing.T) {
 	}
 	all.Wait()
 	d.Stop()
+	if d.Paid() == 0 {
+		t.Error("the guest paid for nothing")
+	}
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the image differs (%v)", err)
 	}

@@ -72,6 +72,9 @@ func TestReceive(t *testing.T) {
 	for range 10 {
 		take(3, 60, 1)
 	}
+	if d.Paid() == 0 {
+		t.Error("the guest paid for nothing")
+	}
 	d.Stop()
 	d.Restart(dev, virtiotest.Options{Refuse: virtio.FeatureEventIndex})
 	dev.Input(want[1000:])

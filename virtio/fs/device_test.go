@@ -191,6 +191,9 @@ func TestInit(t *testing.T) {
 	if errno, _ := c.do(3, 1, make([]byte, 16), 200); errno != unix.EINVAL {
 		t.Errorf("a request before FUSE_INIT: %v", errno)
 	}
+	if c.Paid() == 0 {
+		t.Error("the guest paid for nothing")
+	}
 	errno, p := c.do(opInit, 0, initBody(), 64)
 	if errno != 0 {
 		t.Fatal(errno)

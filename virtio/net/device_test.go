@@ -430,6 +430,9 @@ func TestReceiveBatch(t *testing.T) {
 	if n := rx.Interrupts(); n > 5 {
 		t.Errorf("%d interrupts for 50 frames that were there together", n)
 	}
+	if d.Paid() == 0 {
+		t.Error("the guest paid for nothing")
+	}
 }
 
 func TestControl(t *testing.T) {

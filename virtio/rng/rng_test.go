@@ -28,6 +28,9 @@ func TestFill(t *testing.T) {
 		if r.Interrupts() == 0 {
 			t.Error("no interrupts")
 		}
+		if d.Paid() == 0 {
+			t.Error("the guest paid for nothing")
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 // Package virtiotest is the driver's side of virtio queues, for tests of
 // devices: it lays out rings in a guest's memory, makes chains available,
-// kicks, and takes back what the device answers. It can also misbehave.
+// kicks, and takes back what the device answers. It sees to it that workers end what
+// they have their guest pay for. It can also misbehave.
 //
 // Not done here: PCI. The queues are handed to the device as the transport
 // would, but without one.
@@ -46,6 +47,7 @@ type Driver struct {
 	dev    virtio.Device
 	queues []*virtio.Queue
 	pins   []buffer
+	payer  payer
 
 	mu     sync.Mutex
 	top    memory.GPA
@@ -60,7 +62,7 @@ func New(t testing.TB, o Options) *Driver {
 	if o.Memory == 0 {
 		o.Memory = 64 << 20
 	}
-	d := &Driver{Space: o.Space, t: t, top: 0x10000, spare: map[int][]memory.GPA{}}
+	d := &Driver{Space: o.Space, t: t, payer: payer{t: t}, top: 0x10000, spare: map[int][]memory.GPA{}}
 	if o.Space == nil {
 		var err error
 		if d.Space, err = memory.New("virtiotest", []memory.Range{{Start: 0, Size: o.Memory}}); err != nil {
@@ -118,7 +120,7 @@ func (d *Driver) Queue(r *Ring, index int) *virtio.Queue {
 	d.t.Helper()
 	q, err := virtio.NewQueue(virtio.QueueConfig{
 		Index: index, Size: r.size, Desc: r.Desc, Avail: r.Avail, Used: r.Used,
-		Features: d.Features, Space: d.Space, Interrupt: r.Interrupt, Failed: d.fail,
+		Features: d.Features, Space: d.Space, Interrupt: r.Interrupt, Failed: d.fail, Payer: &d.payer,
 	})
 	if err != nil {
 		d.t.Fatal(err)
@@ -172,6 +174,7 @@ func (d *Driver) Stop() {
 	if d.dev != nil {
 		d.dev.Stop()
 		d.dev = nil
+		d.payer.over()
 	}
 	for _, q := range d.queues {
 		if q != nil {
