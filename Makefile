@@ -79,7 +79,7 @@ bench-disk: build guest lab ## measure a guest's disk beside QEMU's microvm, in 
 bench-share: build guest image lab ## measure how much memory guests of one image take together, in the lab
 	@rm -f build/bench/share.json
 	@for try in 1 2 3 4; do \
-		timeout -k 20 7200 bin/disco lab --steady --nodes 1 --cpus 2 --memory 8G $(ARGS) -- bin/disco bench share --resume --timeout 20m --settle 10m --out build/bench/share $(SHARE) && break; \
+		timeout -k 20 7200 bin/disco lab --steady --nodes 1 --cpus 1 --memory 8G $(ARGS) -- bin/disco bench share --resume --timeout 20m --settle 10m --out build/bench/share $(SHARE) && break; \
 		[ $$? = 1 ] && [ $$try != 4 ] || exit 1; \
 	done
 	@go run ./integration/bench/plot build/bench/share.json
@@ -105,7 +105,7 @@ bench-numa: build guest lab ## measure how local a guest's memory is, by policy,
 		rm -f build/bench/numa-$$nodes.json; \
 		for try in 1 2 3 4; do \
 			timeout -k 20 7200 bin/disco lab --steady --nodes $$nodes --cpus $$nodes $(ARGS) -- bin/disco bench numa --resume \
-				--cpus $$nodes --size 4M --rounds 24 --visits $$((120000 / nodes)) --pause 200ms --boot-timeout 5m \
+				--cpus $$nodes --size 4M --rounds $$((96 / nodes)) --visits $$((120000 / nodes)) --pause 200ms --boot-timeout 5m \
 				--out build/bench/numa-$$nodes && continue 2; \
 			[ $$? = 1 ] || exit 1; \
 		done; \
