@@ -20,7 +20,7 @@ func TestKVMShares(t *testing.T) {
 	}
 	defer sys.Close()
 	o := Options{CPUs: []int{0}, Nodes: []int{0, 1}, Time: 2 * time.Second, Quantum: 4 * time.Millisecond, Progress: io.Discard}
-	most := map[string]float64{"3:2:1": 0.15, "resting": 0.15, "storms": 0.3, "nodes": 0.2, "workers": 0.25, "inflation": 0.3, "join": 0.3}
+	most := map[string]float64{"3:2:1": 0.15, "resting": 0.15, "storms": 0.3, "nodes": 0.2, "workers": 0.6, "inflation": 0.3, "join": 0.3}
 	for _, l := range loads(0, false) {
 		limit, ok := most[l.name]
 		if !ok {
