@@ -115,7 +115,7 @@ bench-numa: build guest lab ## measure how local a guest's memory is, by policy,
 .PHONY: bench-sched
 bench-sched: build guest lab ## measure how tickets divide CPUs, among tiny guests on this host and Linux guests in the lab: 20 minutes
 	@timeout -k 20 3600 bin/disco bench sched --many 1000 --out build/bench/sched $(ARGS)
-	@timeout -k 20 1200 bin/disco lab --steady --nodes 1 --cpus 2 -- bin/disco bench sched --linux --out build/bench/sched-linux
+	@timeout -k 20 1200 bin/disco lab --steady --nodes 1 --cpus 1 -- bin/disco bench sched --linux --out build/bench/sched-linux
 
 .PHONY: bench-acts
 bench-acts: build lab ## time what is done to pages, here and in the lab
