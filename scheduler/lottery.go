@@ -9,14 +9,13 @@ import (
 // §2). After n draws a client that has the part p of all weights has had n·p of
 // them, give or take √(n·p·(1-p)).
 //
-// A client that uses the part f of a quantum holds 1/f of its weight until it is
-// next drawn: its compensation tickets (§3.4). It cannot gain by them. Here f is all
-// that it has used since it was drawn before, and may be more than 1: what it had
-// without being drawn, as when the one that was drawn halted, it has had too. Nor is
-// it drawn fairly while another runs, being there to be drawn with fewer; what it
-// uses then counts as if it had not been. So what each has had is its weight's part,
-// whatever the quanta were (of a process that begins anew at each draw after a time
-// that is u/weight on average, u having been used since the last).
+// A client that has used the part f of a quantum since it was last drawn holds 1/f of
+// its weight until it is drawn again: its compensation tickets (§3.4). It cannot gain
+// by them. Here f counts what it had without being drawn too, as when the one that was
+// drawn had halted, and may be more than 1. Nor is one drawn while another runs, out
+// of those that are left, drawn fairly: what it then uses counts for when it next is.
+// So the time between two draws of a client is, on average, what it used divided by its
+// weight, and its part of all use is its weight's, whatever becomes of the quanta.
 //
 // With several CPUs a client that should have nearly a whole CPU gets less than that:
 // even a client that is owed much is not always drawn.
