@@ -24,17 +24,7 @@ main:
         movw    $QUEUE, C_QUEUE_SIZE(%rdi)
         VIRTIO_ENABLE
 
-        movq    $header, descriptors            /* the header: to read sector 0 */
-        movl    $16, descriptors + 8
-        movl    $0x10001, descriptors + 12      /* VIRTQ_DESC_F_NEXT, 1 */
-        movq    $BUFFER, descriptors + 16
-        mov     %r12d, %eax
-        shl     $12, %eax
-        mov     %eax, descriptors + 24
-        movl    $0x20003, descriptors + 28      /* and VIRTQ_DESC_F_WRITE, 2 */
-        movq    $status, descriptors + 32
-        movl    $1, descriptors + 40
-        movl    $2, descriptors + 44
+        VIRTIO_READ BUFFER
         movb    $0xff, status
         call    read
         SAY     "disk: read "
@@ -107,11 +97,6 @@ sum:
         dec     %ecx
         jnz     1b
         ret
-
-        .section .data
-        .balign 16
-header: .long   0, 0                            /* VIRTIO_BLK_T_IN */
-        .quad   0
 
         .section .bss
         .balign 4096

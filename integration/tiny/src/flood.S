@@ -21,32 +21,14 @@ main:
         GATE    VECTOR, got
         call    interrupts
         call    virtio_find
-        mov     V_TABLE(%rbp), %rdi
-        movl    $0xfee00000, (%rdi)
-        movl    $0, 4(%rdi)
-        movl    $VECTOR, 8(%rdi)
-        movl    $0, 12(%rdi)
-
+        VIRTIO_INTERRUPT VECTOR
         VIRTIO_AGREE "flood: FEATURES_OK refused\n"
         movw    $0, C_QUEUE_SELECT(%rdi)
         movw    $QUEUE, C_QUEUE_SIZE(%rdi)
-        movw    $0, C_QUEUE_VECTOR(%rdi)
-        cmpw    $0, C_QUEUE_VECTOR(%rdi)
-        je      1f
-        FAIL    "flood: no interrupt vector\n"
-1:      VIRTIO_ENABLE
+        VIRTIO_QUEUE_INTERRUPTS "flood: no interrupt vector\n"
+        VIRTIO_ENABLE
 
-        movq    $header, descriptors            /* to read sector 0 */
-        movl    $16, descriptors + 8
-        movl    $0x10001, descriptors + 12      /* VIRTQ_DESC_F_NEXT, 1 */
-        movq    $BUFFER, descriptors + 16
-        mov     %r12d, %eax
-        shl     $12, %eax
-        mov     %eax, descriptors + 24
-        movl    $0x20003, descriptors + 28      /* and VIRTQ_DESC_F_WRITE, 2 */
-        movq    $status, descriptors + 32
-        movl    $1, descriptors + 40
-        movl    $2, descriptors + 44
+        VIRTIO_READ BUFFER
         SAY     "flood: reading\n"
 
         xor     %r15d, %r15d                    /* requests done */
@@ -66,11 +48,6 @@ main:
 got:
         SAVE
         DISMISS
-
-        .section .data
-        .balign 16
-header: .long   0, 0                            /* VIRTIO_BLK_T_IN */
-        .quad   0
 
         .section .bss
         .balign 4096

@@ -16,20 +16,12 @@ main:
         GATE    VECTOR, got
         call    interrupts
         call    virtio_find
-        mov     V_TABLE(%rbp), %rdi
-        movl    $0xfee00000, (%rdi)
-        movl    $0, 4(%rdi)
-        movl    $VECTOR, 8(%rdi)
-        movl    $0, 12(%rdi)
-
+        VIRTIO_INTERRUPT VECTOR
         VIRTIO_AGREE "rng: FEATURES_OK refused\n"
         movw    $0, C_QUEUE_SELECT(%rdi)
         movw    $QUEUE, C_QUEUE_SIZE(%rdi)
-        movw    $0, C_QUEUE_VECTOR(%rdi)
-        cmpw    $0, C_QUEUE_VECTOR(%rdi)
-        je      5f
-        FAIL    "rng: no interrupt vector\n"
-5:      VIRTIO_ENABLE
+        VIRTIO_QUEUE_INTERRUPTS "rng: no interrupt vector\n"
+        VIRTIO_ENABLE
 
         movq    $buffer, descriptors
         movl    $16, descriptors + 8

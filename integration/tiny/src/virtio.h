@@ -103,6 +103,47 @@ used:   .skip   6 + 8 * \n
         movb    $15, C_STATUS(%rdi)
         .endm
 
+/* Has entry 0 of the device's MSI-X table interrupt the boot CPU; RBP is its record. */
+        .macro  VIRTIO_INTERRUPT vector
+        mov     V_TABLE(%rbp), %rdi
+        movl    $0xfee00000, (%rdi)
+        movl    $0, 4(%rdi)
+        movl    $\vector, 8(%rdi)
+        movl    $0, 12(%rdi)
+        .endm
+
+/* The queue selected interrupts by entry 0. RDI is the common configuration. */
+        .macro  VIRTIO_QUEUE_INTERRUPTS text:vararg
+        movw    $0, C_QUEUE_VECTOR(%rdi)
+        cmpw    $0, C_QUEUE_VECTOR(%rdi)
+        je      .Lvector\@
+        FAIL    \text
+.Lvector\@:
+        .endm
+
+/*
+ * Descriptors 0 to 2: a request of a disk (virtio 1.2 §5.2.6) to read its first R12D
+ * pages to a buffer, with its header and status at these labels.
+ */
+        .macro  VIRTIO_READ buffer
+        movq    $header, descriptors            /* the header: to read sector 0 */
+        movl    $16, descriptors + 8
+        movl    $0x10001, descriptors + 12      /* VIRTQ_DESC_F_NEXT, 1 */
+        movq    $\buffer, descriptors + 16
+        mov     %r12d, %eax
+        shl     $12, %eax
+        mov     %eax, descriptors + 24
+        movl    $0x20003, descriptors + 28      /* and VIRTQ_DESC_F_WRITE, 2 */
+        movq    $status, descriptors + 32
+        movl    $1, descriptors + 40
+        movl    $2, descriptors + 44
+        .pushsection .data
+        .balign 16
+header: .long   0, 0                            /* VIRTIO_BLK_T_IN */
+        .quad   0
+        .popsection
+        .endm
+
         .section .text
 /*
  * Fills the record at RBP for the function whose config space is at RBX, after
