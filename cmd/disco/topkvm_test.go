@@ -109,12 +109,16 @@ guests:
 	}
 	rich, poor := func() *topGuest { g := byName["rich"]; return &g }, func() *topGuest { g := byName["poor"]; return &g }
 	until("rich has more", func() bool { return rich().State == "running" && rich().Got > 3*poor().Got && poor().Got > 0 })
+	// On a busy machine it may take a while until it does.
+	until("idle rests", func() bool {
+		g := byName["idle"]
+		return len(g.VCPUs) == 2 && g.VCPUs[0].State == "halted" && g.Got < 0.1 && g.Waiting < 0.5
+	})
 	idle := byName["idle"]
 	for what, wrong := range map[string]bool{
 		"asked of rich":   rich().Asked < 0.449 || rich().Asked > 0.451 || rich().Tickets != 900,
 		"asked of poor":   poor().Asked < 0.049 || poor().Asked > 0.051 || poor().Tickets != 100,
 		"more than a CPU": rich().Got+poor().Got+idle.Got > 1.2,
-		"idle runs":       idle.Got > 0.1 || idle.Waiting > 0.5 || len(idle.VCPUs) != 2 || idle.VCPUs[0].State != "halted",
 		"memory":          idle.Memory != 16<<20 || idle.Resident == 0 || idle.Resident > 16<<20,
 		"TLP of one vCPU": rich().TLP < 0.99 || rich().TLP > 1.01 || len(rich().Parallel) != 2,
 	} {
