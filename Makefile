@@ -71,7 +71,7 @@ bench-boot: build guest lab ## measure a boot beside QEMU's microvm and gokvm, i
 .PHONY: bench-disk
 bench-disk: build guest lab ## measure a guest's disk beside QEMU's microvm, in the lab
 	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/bench/ ./integration/bench/disk
-	@timeout -k 20 1800 bin/disco lab --nodes 1 --cpus 2 $(ARGS) -- build/bench/disk $(if $(wildcard $(QEMU)),-qemu $(QEMU))
+	@timeout -k 20 1800 bin/disco lab --steady --nodes 1 --cpus 2 $(ARGS) -- build/bench/disk $(if $(wildcard $(QEMU)),-qemu $(QEMU))
 	@go run ./integration/bench/plot build/bench/disk.json
 
 # An emulated host may be lost; the next goes on where it was.
