@@ -52,6 +52,5 @@ got:
         .section .bss
         .balign 4096
         VIRTIO_QUEUE QUEUE
-status: .skip   1
         .balign 16
 record: .skip   V_SIZE

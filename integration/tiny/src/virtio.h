@@ -142,6 +142,9 @@ used:   .skip   6 + 8 * \n
 header: .long   0, 0                            /* VIRTIO_BLK_T_IN */
         .quad   0
         .popsection
+        .pushsection .bss
+status: .skip   1
+        .popsection
         .endm
 
         .section .text
