@@ -12,8 +12,9 @@
 //   - all others that want to run are held: they wait outside the guest.
 //
 // Every thread pays for the CPU time that it has had, by its own clock, chosen or
-// not, and for what the monitor's workers have used for it ([Guest.Begin]). One that has halted keeps the priority of the chosen while it is owed
-// something, so that it is served when its interrupt comes.
+// not, and for what the monitor's workers have used for it ([Guest.Begin]). One that
+// has halted keeps the priority of the chosen while it is owed something, so that it
+// is served when its interrupt comes.
 //
 // Nothing is done while there is a CPU for everyone who wants one: then the kernel
 // has nothing to choose either. To see when that ends, the pool's thread sleeps on

@@ -499,10 +499,7 @@ func (p *pool) choose() {
 		case v.chosen, v.inLine:
 		case v.capped, v.awake && !v.halted && p.s.cfg.Line < Everyone:
 			p.set(v, held, anyCPU)
-		case v.awake && !v.halted:
-			p.set(v, lowered, anyCPU)
-		case v.awake:
-			// It has halted just now, and had its share.
+		case v.awake: // also one that has halted just now: it had its share
 			p.set(v, lowered, anyCPU)
 		case v.level == unset || p.policy.Before(v.client):
 			p.set(v, raised, anyCPU)
