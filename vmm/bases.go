@@ -57,13 +57,19 @@ func (s *bases) get(d Disk) (*base, error) {
 	return s.find(key, func() (*base, error) { return s.add(d) })
 }
 
-// find is the base of a key, opened if it is not open.
+// find is the base of a key, opened if it is not open, and the cache made for the
+// first.
 func (s *bases) find(key baseKey, open func() (*base, error)) (*base, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.open[key]
 	if b == nil {
 		var err error
+		if s.cache == nil {
+			if s.cache, err = cache.New(cache.Config{Size: s.size, Nodes: s.nodes()}); err != nil {
+				return nil, err
+			}
+		}
 		if b, err = open(); err != nil {
 			return nil, err
 		}
@@ -76,19 +82,8 @@ func (s *bases) find(key baseKey, open func() (*base, error)) (*base, error) {
 	return b, nil
 }
 
-// makeCache makes the cache if there is none; mu is held.
-func (s *bases) makeCache() (err error) {
-	if s.cache == nil {
-		s.cache, err = cache.New(cache.Config{Size: s.size, Nodes: s.nodes()})
-	}
-	return err
-}
-
-// add opens an image; mu is held.
+// add opens an image; mu is held, and there is a cache.
 func (s *bases) add(d Disk) (*base, error) {
-	if err := s.makeCache(); err != nil {
-		return nil, err
-	}
 	// The host's page cache would hold the same bytes a second time.
 	o := disk.Options{ReadOnly: true, Format: disk.Format(d.Format), Backing: d.Backing, Direct: true}
 	img, err := disk.Open(d.Path, o)

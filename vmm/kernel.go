@@ -2,12 +2,12 @@ package vmm
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
 
-	"disco/disk/cache"
 	"disco/memory"
 	"disco/memory/arena"
 	"disco/vmm/boot"
@@ -59,29 +59,15 @@ func (s *bases) kernel(f *os.File) (*base, error) {
 		return nil, fmt.Errorf("%s: %w", f.Name(), err)
 	}
 	return s.find(baseKey{kernel: version(&st)}, func() (*base, error) {
-		if err := s.makeCache(); err != nil {
-			return nil, err
-		}
 		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Name(), err)
 		}
 		b := &base{file: os.NewFile(uintptr(fd), f.Name())}
-		if b.File, err = s.cache.Open(&forgotten{kernelFile{b.file, st.Size}, b.file, true}, "disco-cache-kernel"); err != nil {
+		if b.File, err = s.cache.Open(&forgotten{io.NewSectionReader(b.file, 0, st.Size), b.file, true}, "disco-cache-kernel"); err != nil {
 			b.file.Close()
 			return nil, err
 		}
 		return b, nil
 	})
 }
-
-// kernelFile is a kernel's file as a cache.Base.
-type kernelFile struct {
-	*os.File
-	size int64
-}
-
-var _ cache.Base = kernelFile{}
-
-// Size implements [cache.Base].
-func (k kernelFile) Size() int64 { return k.size }

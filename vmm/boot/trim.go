@@ -9,8 +9,8 @@ import (
 
 // Trim writes an ELF to w that loads as this ELF kernel does, and is nothing
 // but what loading needs: one segment for each run of pages that are not zero,
-// read-only for those of constants, and the PVH entry point. A stock kernel shrinks by almost half. It fails for
-// a bzImage.
+// read-only for those of constants, and the PVH entry point. A stock kernel
+// shrinks by almost half. It fails for a bzImage.
 func (k *Kernel) Trim(w io.Writer) error {
 	if k.elf == nil {
 		return k.errorf("is not an ELF: it cannot be trimmed")
