@@ -136,7 +136,7 @@ func (r *run) flags(c *cobra.Command) {
 		"what becomes of pages that another node uses: off, migrate, replicate, or full, which is both. Thresholds may follow, as in "+
 			"full,max-moves=2; they are "+thresholdsHelp())
 	f.Var(parsed("huge", "PAGES", "thp", &r.cfg.NUMA.Huge, parseHuge, &r.problems), "huge",
-		"memory in pages of 4 KiB (off), of 2 MiB where the kernel has them to give (thp), or all of it in pages of 2 MiB from the beginning (2M)")
+		"memory in pages of 4 KiB (off), of 2 MiB where the kernel has them to give (thp; not for a guest that shares pages on one node), or all of it in pages of 2 MiB from the beginning (2M)")
 	f.Var(parsed("fake-nodes", "N", "", &r.cfg.NUMA.FakeNodes, parseFake, &r.problems), "fake-nodes",
 		fmt.Sprintf("split one node of this host into N, 1 to %d, to try what needs several; nothing gets faster by it", numa.MaxFake))
 	r.schedulerFlags(f)
