@@ -143,7 +143,7 @@ func (b *benchSched) run(ctx context.Context) error {
 			}
 			return r, err
 		},
-		empty:  func(r *sched.Results) bool { return r == nil || len(r.Rows) == 0 },
+		empty:  func(r *sched.Results) bool { return r == nil || len(r.Rows) == 0 && !r.Aloned },
 		report: b.report,
 	}
 	return m.do(ctx)

@@ -119,10 +119,10 @@ func Run(ctx context.Context, o Options) (*Results, error) {
 	}
 	res := &Results{Setting: fmt.Sprintf("%s on host CPUs %v, quantum %v, %v for each load by stride, a third of it by others", what, o.CPUs, o.Quantum, o.Time)}
 	if !o.Linux && (len(o.Loads) == 0 || slices.Contains(o.Loads, "alone")) {
-		res.Aloned = true
 		if res.Alone, err = alone(ctx, sys, o); err != nil {
 			return res, err
 		}
+		res.Aloned = true
 	}
 	for _, l := range loads(o.Many, o.Linux) {
 		if len(o.Loads) > 0 && !slices.Contains(o.Loads, l.name) {
