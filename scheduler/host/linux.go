@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"syscall"
-	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,15 +36,19 @@ func (linux) now() int64 {
 	return t.Nano()
 }
 
-// used reads the thread's own clock, whose id is made of the thread's as in the
-// kernel's include/linux/posix-timers_types.h.
 func (linux) used(tid int) (int64, bool) {
-	const perThread, scheduled = 4, 2
 	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^tid<<3|perThread|scheduled), &t); err != nil {
+	if err := unix.ClockGettime(threadClock(tid), &t); err != nil {
 		return 0, false
 	}
 	return t.Nano(), true
+}
+
+// threadClock is the id of a thread's own clock, made of the thread's as in the
+// kernel's include/linux/posix-timers_types.h.
+func threadClock(tid int) int32 {
+	const perThread, scheduled = 4, 2
+	return int32(^tid<<3 | perThread | scheduled)
 }
 
 func (linux) pin(tid int, cpus []int) error {
@@ -124,36 +125,6 @@ func permitted() error {
 		result <- err
 	}()
 	return <-result
-}
-
-// sleepUntil returns at a monotonic time, or before.
-//
-// Go's runtime is told that it blocks. Of a plain system call it would expect an end
-// soon, and look up to fifty times whether there is one in each quantum: that was
-// 0.9 % of the CPU, in some runs.
-//
-//go:norace
-//go:nosplit
-func sleepUntil(ns int64) {
-	t := unix.Timespec{Sec: ns / 1e9, Nsec: ns % 1e9}
-	entersyscallblock()
-	syscall.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, uintptr(unsafe.Pointer(&t)), 0, 0, 0)
-	exitsyscall()
-}
-
-// The runtime promises to keep them (go.dev/issue/67401).
-
-//go:linkname entersyscallblock runtime.entersyscallblock
-func entersyscallblock()
-
-//go:linkname exitsyscall runtime.exitsyscall
-func exitsyscall()
-
-// sleepUse returns when this process has had so much more CPU time, or before: if
-// all guests are idle, not at all.
-func sleepUse(d time.Duration) {
-	t := unix.NsecToTimespec(int64(d))
-	_ = unix.ClockNanosleep(unix.CLOCK_PROCESS_CPUTIME_ID, 0, &t, nil)
 }
 
 // interrupt ends a sleep of a thread, if it is in one just now.

@@ -46,6 +46,9 @@ type pool struct {
 	one        [1]int
 	ids        map[*scheduler.Client]*VCPU
 
+	glances []glance
+	stirred uint32 // atomic: something has happened that a glance does not see
+
 	tid  atomic.Int64
 	wake chan struct{}
 	done chan struct{}
@@ -114,6 +117,7 @@ func (p *pool) run() {
 			p.s.mu.Unlock()
 			return
 		}
+		atomic.StoreUint32(&p.stirred, 0)
 		n := p.tick(p.s.sys.now())
 		p.s.mu.Unlock()
 		p.ticks.Add(1)
@@ -121,7 +125,7 @@ func (p *pool) run() {
 		case n.idle:
 			<-p.wake
 		case n.use > 0:
-			sleepUse(n.use)
+			p.rest(n.use, n.glances)
 		default:
 			sleepUntil(n.at)
 		}
@@ -143,6 +147,7 @@ func (p *pool) end() {
 
 // nudge ends an idle pool's wait.
 func (p *pool) nudge() {
+	p.stir()
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -154,7 +159,12 @@ type nap struct {
 	idle bool          // nothing until something changes
 	use  time.Duration // look again after so much CPU time
 	at   int64         // tick at that time
+
+	glances int // while these find nothing new, it rests for use each time
 }
+
+// stir has the next look be more than a glance.
+func (p *pool) stir() { atomic.StoreUint32(&p.stirred, 1) }
 
 // maxQuiet bounds for how many quanta of CPU time a pool that has CPUs for all is
 // not looked at.
@@ -221,7 +231,7 @@ func (p *pool) tick(now int64) nap {
 			return nap{idle: true}
 		}
 		p.quiet = min(p.quiet+1, maxQuiet)
-		return nap{use: time.Duration(p.quiet) * p.s.cfg.Quantum * time.Duration(len(p.cpus))}
+		return nap{use: time.Duration(p.quiet) * p.s.cfg.Quantum * time.Duration(len(p.cpus)), glances: p.glimpse()}
 	}
 	p.quiet, p.contested = 0, true
 	select {

@@ -68,6 +68,9 @@ func (g *Guest) owe(ns int64) {
 	if g.worked.unpaid.Add(ns) != ns {
 		return
 	}
+	for _, p := range g.s.pools {
+		p.stir()
+	}
 	for {
 		first := g.s.owing.Load()
 		g.worked.next = first

@@ -1,0 +1,162 @@
+package host
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// worker is a thread of this process that computes when it is told to.
+type worker struct {
+	thread
+	works chan bool // whether it is to, or its end
+}
+
+func newWorker(t *testing.T) *worker {
+	w := &worker{works: make(chan bool)}
+	tid, done := make(chan int), make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		tid <- unix.Gettid()
+		for on := range w.works {
+			for open := true; on && open; {
+				select {
+				case on, open = <-w.works:
+				default:
+				}
+			}
+		}
+	}()
+	w.tid = <-tid
+	t.Cleanup(func() {
+		close(w.works)
+		<-done
+	})
+	return w
+}
+
+// processTime is the CPU time of this process.
+func processTime() time.Duration {
+	var at unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &at)
+	return time.Duration(at.Nano())
+}
+
+// TestHostRest: a pool in which one computes is at rest for as long as it was told,
+// and no longer once something has happened.
+func TestHostRest(t *testing.T) {
+	s, err := build(Config{Pools: [][]int{{0}}}, linux{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := s.pools[0]
+	var guests []*Guest
+	var workers []*worker
+	for range 2 {
+		g, err := s.NewGuest(GuestConfig{Tickets: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := newWorker(t)
+		w.halted = len(workers) > 0
+		if _, err := g.Add(0, w, 0); err != nil {
+			t.Fatal(err)
+		}
+		guests, workers = append(guests, g), append(workers, w)
+	}
+	workers[0].works <- true
+	const use, many = 2 * time.Millisecond, 1000
+	look := func() (n nap) {
+		t.Helper()
+		p.stirred = 0
+		for range 3 * maxQuiet {
+			n = p.tick(s.sys.now())
+		}
+		if n.use == 0 {
+			t.Fatalf("a pool in which one computes is not at rest: %+v", n)
+		}
+		return n
+	}
+	rest := func(glances int) time.Duration {
+		before := processTime()
+		p.rest(use, glances)
+		return processTime() - before
+	}
+
+	if n := look(); n.glances != maxGlances-1 || len(p.glances) != 1 {
+		t.Errorf("%d glances at %v, want %d at one", n.glances, p.glances, maxGlances-1)
+	}
+	if d := rest(4); d < 5*use {
+		t.Errorf("it rested for %v of CPU time, want five times %v", d, use)
+	}
+	if n := testing.AllocsPerRun(5, func() {
+		p.glimpse()
+		p.rest(use, 1)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+
+	look()
+	p.nudge()
+	if d := rest(many); d >= many*use/2 {
+		t.Errorf("a nudge is seen after %v of CPU time", d)
+	}
+	look()
+	guests[1].owe(1)
+	if d := rest(many); d >= many*use/2 {
+		t.Errorf("that workers have used something is seen after %v of CPU time", d)
+	}
+	look()
+	p.glances[0].clock = threadClock(1 << 23) // beyond the largest
+	if d := rest(many); d >= many*use/2 {
+		t.Errorf("that a thread has ended is seen after %v of CPU time", d)
+	}
+	look()
+	workers[1].works <- true
+	if d := rest(many); d >= many*use/2 {
+		t.Errorf("that one who slept computes is seen after %v of CPU time", d)
+	}
+}
+
+// TestPoolGlances: a glance is no look at threads that come, at limits, or at more
+// than a look would look at.
+func TestPoolGlances(t *testing.T) {
+	var w *world
+	var g *Guest
+	var x *thread
+	begin := func() {
+		w = newWorld(t, Config{Pools: [][]int{{0}}})
+		w.guest(t, GuestConfig{Tickets: 100})
+		g, x = w.guest(t, GuestConfig{Tickets: 100})
+		x.halted = true
+	}
+	last := func() nap {
+		naps := w.run(time.Second)
+		return naps[len(naps)-1]
+	}
+	begin()
+	if n := last(); n.glances != maxGlances-1 {
+		t.Errorf("with one asleep: %+v", n)
+	}
+	x.tid = 0
+	if n := last(); n.glances != 0 {
+		t.Errorf("with one that has not begun: %+v", n)
+	}
+	begin()
+	g.SetLimit(500)
+	if n := last(); n.glances != 0 {
+		t.Errorf("with a limit: %+v", n)
+	}
+	begin()
+	for range sleepers {
+		_, x := w.guest(t, GuestConfig{Tickets: 100})
+		x.halted = true
+	}
+	if n := last(); n.glances != 0 {
+		t.Errorf("with %d asleep: %+v", sleepers+1, n)
+	}
+}
