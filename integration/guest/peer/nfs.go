@@ -98,7 +98,9 @@ func tellKernel(path, line string) error {
 	return nil
 }
 
-// mountNFS mounts what the server exports, when it is there.
+// mountNFS mounts what the server exports, when it is there. To the server a client is
+// its host name: of two with the same it takes the second for the first, started anew,
+// and forgets all that the first has open, over and over.
 func mountNFS(w solo.Words, own netip.Addr, at string) error {
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return err
@@ -109,6 +111,9 @@ func mountNFS(w solo.Words, own netip.Addr, at string) error {
 		return err
 	}
 	unix.Close(s)
+	if err := unix.Sethostname([]byte(own.String())); err != nil {
+		return fmt.Errorf("sethostname: %w", err)
+	}
 	options := fmt.Sprintf("vers=4.2,proto=tcp,sec=sys,hard,addr=%s,clientaddr=%v", server, own)
 	if err := unix.Mount(server+":/", at, "nfs4", unix.MS_NOATIME, options); err != nil {
 		return fmt.Errorf("mount of %s by NFS: %w", server, err)
