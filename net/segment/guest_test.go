@@ -61,17 +61,25 @@ func plug(t testing.TB, s *segment.Segment, i int, c segment.PortConfig, o virti
 // plugWith makes a guest with memory of a kind.
 func plugWith(t testing.TB, s *segment.Segment, i int, c segment.PortConfig, o virtiotest.Options, m memory.Options) *guest {
 	t.Helper()
-	g := &guest{t: t, mac: macOf(i)}
+	c.Name, c.MAC = fmt.Sprint("guest", i), macOf(i)
+	port, err := s.Connect(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return build(t, i, port, netdev.Config{Switch: port, Pairs: c.Queues}, o, m)
+}
+
+// build makes a guest at the end of some cable, of a port if that is not nil.
+func build(t testing.TB, i int, port *segment.Port, c netdev.Config, o virtiotest.Options, m memory.Options) *guest {
+	t.Helper()
+	g := &guest{t: t, mac: macOf(i), port: port}
 	var err error
 	m.Name, m.RAM, m.Huge = fmt.Sprint("guest", i), []memory.Range{{Start: 0, Size: 32 << 20}}, memory.HugeOff
 	if g.space, err = memory.Open(m); err != nil {
 		t.Fatal(err)
 	}
-	c.Name, c.MAC = fmt.Sprint("guest", i), g.mac
-	if g.port, err = s.Connect(c); err != nil {
-		t.Fatal(err)
-	}
-	if g.dev, err = netdev.New(netdev.Config{Switch: g.port, MAC: g.mac, Pairs: c.Queues}); err != nil {
+	c.MAC = g.mac
+	if g.dev, err = netdev.New(c); err != nil {
 		t.Fatal(err)
 	}
 	o.Space = g.space
@@ -87,7 +95,11 @@ func (g *guest) unplug() {
 		return
 	}
 	g.drv.Stop()
-	if err := errors.Join(g.port.Close(), g.space.Close()); err != nil {
+	var err error
+	if g.port != nil {
+		err = g.port.Close()
+	}
+	if err := errors.Join(err, g.space.Close()); err != nil {
 		g.t.Error(err)
 	}
 	g.space = nil
@@ -139,10 +151,15 @@ func tcp4(dst, src [6]byte, n int) []byte {
 	ip[0], ip[8], ip[9] = 0x45, 64, 6
 	binary.BigEndian.PutUint16(ip[2:], uint16(52+n))
 	copy(ip[12:], []byte{10, 0, 0, src[5], 10, 0, 0, dst[5]})
+	sum := uint32(0)
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
 	tcp := ip[20:]
 	copy(tcp, []byte{0x12, 0x34, 0, 80})
 	tcp[12], tcp[13] = 8<<4, 0x18
-	sum := uint32(6 + 32 + n)
+	sum = uint32(6 + 32 + n)
 	for i := 12; i < 20; i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
 	}

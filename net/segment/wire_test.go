@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"disco/memory"
+	"disco/memory/arena"
 	"disco/net/frame"
 	"disco/net/segment"
 	"disco/virtio/virtiotest"
@@ -102,10 +103,14 @@ type pair struct {
 func newPair(t testing.TB, mode segment.Mode, pages int) *pair {
 	a := pool(t, 256)
 	s := newSegment(t, segment.Config{})
-	p := &pair{
-		one: plug(t, s, 1, segment.PortConfig{}, virtiotest.Options{}),
-		two: plug(t, s, 2, segment.PortConfig{Map: mode}, virtiotest.Options{}),
-	}
+	one := plug(t, s, 1, segment.PortConfig{}, virtiotest.Options{})
+	two := plug(t, s, 2, segment.PortConfig{Map: mode}, virtiotest.Options{})
+	return pairOf(t, a, one, two, pages)
+}
+
+// pairOf has a guest send pages of a pool to another.
+func pairOf(t testing.TB, a *arena.Arena, one, two *guest, pages int) *pair {
+	p := &pair{one: one, two: two}
 	head := append(make([]byte, frame.HeaderLen), tcp4(p.two.mac, p.one.mac, max(1, pages*page))...)
 	if pages > 0 {
 		tso.Put(head)
