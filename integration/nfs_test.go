@@ -47,7 +47,7 @@ func TestLabNFS(t *testing.T) {
 		}), s
 	}
 	disk := vmm.Disk{Path: inTree(t, "DISCO_DATA", "build/guest/data.img"), Overlay: vmm.OverlayMemory}
-	limit := time.Now().Add(step + time.Duration(mib)*2*time.Second)
+	limit := time.Now().Add(step + time.Duration(mib)*10*time.Second)
 	says := func(name string, s *screen, text string) {
 		t.Helper()
 		for ; !contains(s, guest.Prefix+text); time.Sleep(20 * time.Millisecond) {

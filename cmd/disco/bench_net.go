@@ -72,7 +72,7 @@ func (b *benchNet) command() *cobra.Command {
 	flag("bytes", "SIZE", "4M", into(&b.bytes, parseSize), "how much is taken in a round")
 	flag("exchanges", "N", "200", into(&b.o.Exchanges, positive), "how many messages are sent back in a round")
 	flag("memory", "SIZE", "384M", into(&b.o.Memory, parseSize), "memory of each guest")
-	flag("timeout", "DURATION", "8m", into(&b.o.Timeout, positiveTime), "how long a program may take")
+	flag("timeout", "DURATION", "15m", into(&b.o.Timeout, positiveTime), "how long a program may take")
 	f.StringVar(&b.o.Disk, "disk", "", "the server's disk in `FILE` (default: data.img beside the default guest's kernel)")
 	f.StringVar(&b.o.QEMU, "qemu", "", "QEMU's `PROGRAM` (default: the lab's)")
 	f.StringVar(&b.o.Kernel, "kernel", "", "the guests' kernel in `FILE` (default: the default guest's)")

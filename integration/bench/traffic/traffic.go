@@ -117,7 +117,7 @@ type Options struct {
 	Exchanges int       // of messages; 0 for 200
 	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
 
-	Timeout  time.Duration // of each program or reading; 0 for eight minutes
+	Timeout  time.Duration // of each program or reading; 0 for a quarter of an hour
 	Emulated bool          // this host is: a run in which a guest is lost is done once more
 	Progress io.Writer     // what is being done; nil for nothing
 
@@ -154,7 +154,7 @@ func (o *Options) complete() []error {
 	o.Bytes = cmp.Or(o.Bytes, 4<<20)
 	o.Exchanges = cmp.Or(o.Exchanges, 200)
 	o.Memory = cmp.Or(o.Memory, 384<<20)
-	o.Timeout = cmp.Or(o.Timeout, 8*time.Minute)
+	o.Timeout = cmp.Or(o.Timeout, 15*time.Minute)
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
