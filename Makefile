@@ -94,6 +94,11 @@ bench-net: build guest lab ## measure how guests exchange data, beside QEMU's on
 	done; \
 	go run ./integration/bench/plot build/bench/net.json && exit $$status
 
+.PHONY: test-folder
+test-folder: build guest stress lab ## try POSIX and load on a shared folder, in a guest, in the lab: some twenty minutes
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o build/guest/posix ./integration/guest/posix
+	@timeout -k 20 2400 bin/disco lab --steady --nodes 1 --cpus 1 --memory 4G $(ARGS) -- scripts/posix-folder build/guest/posix build/guest/stress
+
 .PHONY: soak-memory
 soak-memory: tiny ## ten million checked writes while pages move and are copied: minutes
 	@DISCO_COHERENCE_WRITES=10000000 go test -v -count=1 -timeout 30m -run '^TestKVMCoherence$$' ./integration
@@ -163,7 +168,7 @@ build/guest/stress.img: build/guest/stress build/guest/initrd.img
 
 # Too long for the lab ring.
 .PHONY: soak-net
-soak-net: ## ten million checked frames between two guests that write to all of it meanwhile: an hour
+soak-net: ## ten million checked frames between two guests that write to all of it meanwhile: a quarter of an hour
 	DISCO_SOAK_FRAMES=10000000 go test -v -count=1 -timeout 12h -run '^TestHostSoak$$' ./net/segment
 
 .PHONY: soak-nodes
