@@ -1,9 +1,7 @@
 package integration
 
 import (
-	"io/fs"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -26,16 +24,7 @@ func TestMakeTargets(t *testing.T) {
 	}
 	named := regexp.MustCompile("`make ([a-z][a-z-]*)|: make ([a-z]+-[a-z-]*)")
 	found := 0
-	err = filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && (d.Name() == ".git" || d.Name() == "build"):
-			return fs.SkipDir
-		case d.IsDir() || !strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, ".md"):
-			return nil
-		}
-		text, err := os.ReadFile(path)
+	eachFile(t, func(path string, text []byte) {
 		for _, m := range named.FindAllSubmatch(text, -1) {
 			found++
 			// bench-NAME stands for all of them.
@@ -43,11 +32,7 @@ func TestMakeTargets(t *testing.T) {
 				t.Errorf("%s names make %s, which there is not", path, name)
 			}
 		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}, ".go", ".md")
 	if found == 0 {
 		t.Error("nothing names any")
 	}

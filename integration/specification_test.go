@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -13,24 +14,11 @@ import (
 func TestSpecification(t *testing.T) {
 	defined := map[string]bool{}
 	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)`)
-	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && (d.Name() == ".git" || d.Name() == "build"):
-			return fs.SkipDir
-		case !strings.HasSuffix(path, "_test.go"):
-			return nil
-		}
-		src, err := os.ReadFile(path)
-		for _, m := range function.FindAllSubmatch(src, -1) {
+	eachFile(t, func(path string, text []byte) {
+		for _, m := range function.FindAllSubmatch(text, -1) {
 			defined[string(m[1])] = true
 		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}, "_test.go")
 	text, err := os.ReadFile("../SPECIFICATION.md")
 	if err != nil {
 		t.Fatal(err)
@@ -43,5 +31,28 @@ func TestSpecification(t *testing.T) {
 		if name := string(m[1]); !defined[name] {
 			t.Errorf("%s: there is no such test", name)
 		}
+	}
+}
+
+// eachFile reads every file of the tree whose name ends in one of these ways.
+func eachFile(t *testing.T, use func(path string, text []byte), ends ...string) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "build"):
+			return fs.SkipDir
+		case d.IsDir() || !slices.ContainsFunc(ends, func(end string) bool { return strings.HasSuffix(path, end) }):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err == nil {
+			use(path, text)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
