@@ -361,22 +361,24 @@ type VCPU struct {
 	client *scheduler.Client
 	pool   *pool
 
-	tid    int   // at the last look; 0 if it did not run
-	clock  int64 // its CPU time then
-	took   int64 // CPU time between the last two looks, until it is accounted for
-	worked int64 // and what it has paid of workers' since the last look
-	seen   int64 // up to when waited and asked are right
-	loose  bool  // it is in the pool's list of those
-	level  level
-	class  level // raised or lowered, also while it is held
-	cpu    int   // the CPU that it is bound to, or anyCPU or noCPU
-	next   int   // the one that it is to be bound to
-	awake  bool  // it wants to run, if not just now
-	halted bool  // not just now
-	capped bool  // it wants to, and has used up its limit
-	chosen bool
-	idled  bool // it was, and used less than half of what it could
-	inLine bool
+	tid   int   // at the last look; 0 if it did not run
+	clock int64 // its CPU time then
+	// glanced is what that was at the last glance.
+	glanced int64
+	took    int64 // CPU time between the last two looks, until it is accounted for
+	worked  int64 // and what it has paid of workers' since the last look
+	seen    int64 // up to when waited and asked are right
+	loose   bool  // it is in the pool's list of those
+	level   level
+	class   level // raised or lowered, also while it is held
+	cpu     int   // the CPU that it is bound to, or anyCPU or noCPU
+	next    int   // the one that it is to be bound to
+	awake   bool  // it wants to run, if not just now
+	halted  bool  // not just now
+	capped  bool  // it wants to, and has used up its limit
+	chosen  bool
+	idled   bool // it was, and used less than half of what it could
+	inLine  bool
 
 	share   float64 // of CPUs, as its tickets ask
 	used    int64   // CPU time in ns, as all of these

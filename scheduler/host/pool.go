@@ -246,6 +246,7 @@ func (p *pool) tick(now int64) nap {
 // policy.
 func (p *pool) look(now, elapsed int64) {
 	p.s.collect(now)
+	p.recall()
 	all := int64(0)
 	for _, v := range p.chosen {
 		v.idled = false
@@ -322,7 +323,7 @@ func (p *pool) lookAt(v *VCPU, now int64) {
 		return
 	}
 	if tid != v.tid {
-		v.tid, v.level, v.class, v.cpu = tid, unset, unset, noCPU
+		v.tid, v.level, v.class, v.cpu, v.glanced = tid, unset, unset, noCPU, 0
 	} else {
 		v.took = max(0, used-v.clock)
 		v.used += v.took
@@ -339,7 +340,11 @@ func (p *pool) lookAt(v *VCPU, now int64) {
 		// It may wait for something in the monitor, or for other processes.
 		v.halted = !p.s.sys.runnable(tid)
 	}
-	little := v.took+v.worked < int64(p.s.cfg.Quantum)/littleUse
+	lately := v.took
+	if v.glanced > v.clock-v.took {
+		lately = max(0, used-v.glanced)
+	}
+	little := lately+v.worked < int64(p.s.cfg.Quantum)/littleUse
 	switch {
 	case v.chosen && v.halted && little:
 		// It had its chance and slept.

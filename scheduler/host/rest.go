@@ -19,6 +19,7 @@ import (
 
 // glance is what can be seen from outside of a vCPU that did not want to run.
 type glance struct {
+	vcpu  *VCPU // not touched outside
 	clock int32 // its thread's
 	used  int64 // of it, in ns, at the last look
 }
@@ -29,19 +30,28 @@ const maxGlances = 10
 // glimpse notes who is to be glanced at while the pool rests, and says how often that
 // will do, the last time excepted.
 func (p *pool) glimpse() int {
-	p.glances = p.glances[:0]
 	if p.quiet < maxQuiet || p.s.limits > 0 {
 		return 0
 	}
 	for _, v := range p.loose {
 		switch {
 		case v.tid == 0 || len(p.glances) == sleepers:
+			p.glances = p.glances[:0]
 			return 0
 		case !v.awake:
-			p.glances = append(p.glances, glance{threadClock(v.tid), v.clock})
+			p.glances = append(p.glances, glance{v, threadClock(v.tid), v.clock})
 		}
 	}
 	return maxGlances - 1
+}
+
+// recall has what was seen by glances count as looks: who uses a little time and again
+// has not used much since the last one.
+func (p *pool) recall() {
+	for i := range p.glances {
+		p.glances[i].vcpu.glanced = p.glances[i].used
+	}
+	p.glances = p.glances[:0]
 }
 
 // rest returns when this process has had so much more CPU time. As long as glances

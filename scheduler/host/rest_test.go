@@ -122,6 +122,39 @@ func TestHostRest(t *testing.T) {
 	}
 }
 
+// TestPoolGlancesCount: one that uses a little between glances is not taken for one that
+// wants to run, however long it was only glanced at; and one that uses more is.
+func TestPoolGlancesCount(t *testing.T) {
+	const little = int64(DefaultQuantum) / littleUse
+	w := newWorld(t, Config{Pools: [][]int{{0}}})
+	w.guest(t, GuestConfig{Tickets: 100})
+	_, x := w.guest(t, GuestConfig{Tickets: 100})
+	x.halted = true
+	w.run(time.Second)
+	p := w.s.pools[0]
+	rest := func(use int64) nap {
+		t.Helper()
+		if len(p.glances) != 1 {
+			t.Fatalf("glances at %v", p.glances)
+		}
+		for range maxGlances - 1 {
+			x.used += little / 2
+			p.glances[0].used = x.used
+		}
+		x.used += use
+		w.clock += int64(time.Second)
+		return p.tick(w.clock)
+	}
+	for range 3 {
+		if n := rest(little / 2); n.use == 0 {
+			t.Fatalf("it is taken for one that wants to run: %+v", n)
+		}
+	}
+	if n := rest(2 * little); n.use != 0 {
+		t.Errorf("it is taken for asleep: %+v", n)
+	}
+}
+
 // TestPoolGlances: a glance is no look at threads that come, at limits, or at more
 // than a look would look at.
 func TestPoolGlances(t *testing.T) {
