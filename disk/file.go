@@ -118,6 +118,9 @@ func explain(err error, readOnly bool) error {
 }
 
 func (f *file) close() error {
+	if f.fd >= 0 {
+		f.unlock()
+	}
 	var errs []error
 	for _, fd := range []*int{&f.direct, &f.fd} {
 		if *fd >= 0 {

@@ -29,8 +29,8 @@ const (
 	lockSize  = 3
 )
 
-// lock takes an open file description's locks, which go with the file's closing.
-// Filesystems that know no locks are used without.
+// lock takes an open file description's locks, until unlock. Filesystems that know
+// no locks are used without.
 func (f *file) lock() error {
 	does, bars := []int64{lockRead}, []int64{lockWrite, lockSize}
 	if !f.readOnly {
@@ -68,6 +68,14 @@ func (f *file) lock() error {
 func (f *file) lockByte(at int64) error {
 	l := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: at, Len: 1}
 	return unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &l)
+}
+
+// unlock gives all of them back. To close the file does not do while a child process
+// that was forked meanwhile, and runs no program of its own yet, has it open too.
+func (f *file) unlock() {
+	l := unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart, Start: lockDoes, Len: lockBars + lockSize + 1 - lockDoes}
+	// What fails here knows no locks.
+	_ = unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &l)
 }
 
 // unlocked is EAGAIN if anyone else has a lock on a byte.
