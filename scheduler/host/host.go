@@ -361,10 +361,9 @@ type VCPU struct {
 	client *scheduler.Client
 	pool   *pool
 
-	tid   int   // at the last look; 0 if it did not run
-	clock int64 // its CPU time then
-	// glanced is what that was at the last glance.
-	glanced int64
+	tid     int   // at the last look; 0 if it did not run
+	clock   int64 // its CPU time then
+	glanced int64 // the same at the last look or glance
 	took    int64 // CPU time between the last two looks, until it is accounted for
 	worked  int64 // and what it has paid of workers' since the last look
 	seen    int64 // up to when waited and asked are right

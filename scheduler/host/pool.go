@@ -323,7 +323,7 @@ func (p *pool) lookAt(v *VCPU, now int64) {
 		return
 	}
 	if tid != v.tid {
-		v.tid, v.level, v.class, v.cpu, v.glanced = tid, unset, unset, noCPU, 0
+		v.tid, v.level, v.class, v.cpu, v.glanced = tid, unset, unset, noCPU, used
 	} else {
 		v.took = max(0, used-v.clock)
 		v.used += v.took
@@ -340,10 +340,8 @@ func (p *pool) lookAt(v *VCPU, now int64) {
 		// It may wait for something in the monitor, or for other processes.
 		v.halted = !p.s.sys.runnable(tid)
 	}
-	lately := v.took
-	if v.glanced > v.clock-v.took {
-		lately = max(0, used-v.glanced)
-	}
+	lately := max(0, used-v.glanced)
+	v.glanced = used
 	little := lately+v.worked < int64(p.s.cfg.Quantum)/littleUse
 	switch {
 	case v.chosen && v.halted && little:
