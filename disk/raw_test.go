@@ -27,30 +27,6 @@ func image(t testing.TB, size int64) string {
 	return path
 }
 
-// TestCloseUnlocks: also while the descriptor is still open in a child process, as it is
-// from a fork to the program that it runs.
-func TestCloseUnlocks(t *testing.T) {
-	path := image(t, 1<<20)
-	r, err := OpenRaw(path, false, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Dup(r.file.fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if r, err = OpenRaw(path, false, false); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func open(t testing.TB, path string, readOnly bool) *Raw {
 	t.Helper()
 	r, err := OpenRaw(path, readOnly, false)
@@ -151,6 +127,22 @@ func TestRawLock(t *testing.T) {
 	}
 	if err := errors.Join(r.Close(), r.Close()); err != nil {
 		t.Error(err)
+	}
+	open(t, path, false)
+}
+
+// TestCloseUnlocks: also while the descriptor is still open in a child process, as it is
+// from a fork to the program that it runs.
+func TestCloseUnlocks(t *testing.T) {
+	path := image(t, 1<<20)
+	r := open(t, path, false)
+	fd, err := unix.Dup(r.file.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
 	}
 	open(t, path, false)
 }

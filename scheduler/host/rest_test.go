@@ -8,24 +8,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// worker is a thread of this process that computes when it is told to.
-type worker struct {
+// burner is a thread of this process that computes when it is told to.
+type burner struct {
 	thread
-	works chan bool // whether it is to, or its end
+	burns chan bool // whether it is to, or its end
 }
 
-func newWorker(t *testing.T) *worker {
-	w := &worker{works: make(chan bool)}
+func newBurner(t *testing.T) *burner {
+	w := &burner{burns: make(chan bool)}
 	tid, done := make(chan int), make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		tid <- unix.Gettid()
-		for on := range w.works {
+		for on := range w.burns {
 			for open := true; on && open; {
 				select {
-				case on, open = <-w.works:
+				case on, open = <-w.burns:
 				default:
 				}
 			}
@@ -33,7 +33,7 @@ func newWorker(t *testing.T) *worker {
 	}()
 	w.tid = <-tid
 	t.Cleanup(func() {
-		close(w.works)
+		close(w.burns)
 		<-done
 	})
 	return w
@@ -55,20 +55,20 @@ func TestHostRest(t *testing.T) {
 	}
 	p := s.pools[0]
 	var guests []*Guest
-	var workers []*worker
+	var burners []*burner
 	for range 2 {
 		g, err := s.NewGuest(GuestConfig{Tickets: 100})
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := newWorker(t)
-		w.halted = len(workers) > 0
+		w := newBurner(t)
+		w.halted = len(burners) > 0
 		if _, err := g.Add(0, w, 0); err != nil {
 			t.Fatal(err)
 		}
-		guests, workers = append(guests, g), append(workers, w)
+		guests, burners = append(guests, g), append(burners, w)
 	}
-	workers[0].works <- true
+	burners[0].burns <- true
 	const use, many = 2 * time.Millisecond, 1000
 	look := func() (n nap) {
 		t.Helper()
@@ -116,7 +116,7 @@ func TestHostRest(t *testing.T) {
 		t.Errorf("that a thread has ended is seen after %v of CPU time", d)
 	}
 	look()
-	workers[1].works <- true
+	burners[1].burns <- true
 	if d := rest(many); d >= many*use/2 {
 		t.Errorf("that one who slept computes is seen after %v of CPU time", d)
 	}
