@@ -30,6 +30,9 @@ import (
 
 func main() {
 	solo.Run(func(w solo.Words) error {
+		if err := slacken(); err != nil {
+			return err
+		}
 		switch task := w.Text("task", ""); task {
 		case "serve":
 			return serve(w)
