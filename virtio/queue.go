@@ -87,6 +87,7 @@ type Queue struct {
 
 	// Of the goroutine that calls Done and Flush.
 	done      uint16        // the used index that comes next
+	told      uint16        // the one up to which the driver was told, or knows
 	published atomic.Uint32 // the used index that the driver sees; Next reads it
 }
 
@@ -286,21 +287,47 @@ func (q *Queue) Done(c *Chain, written uint32) {
 // Flush shows the driver the chains given back since the last Flush, if any,
 // and interrupts it if it wants to know (virtio 1.2 §2.7.7.2, §2.7.10).
 func (q *Queue) Flush() {
-	before := uint16(q.published.Load())
+	q.Show()
+	before := q.told
 	if before == q.done || q.broken.Load() {
 		return
 	}
-	q.published.Store(uint32(q.done))
-	q.used.store16(ringIndex, q.done)
+	q.told = q.done
 	if q.event {
-		at := q.avail.load16(ringEntries + 2*uint32(q.size))
-		if q.done-at-1 < q.done-before {
+		if q.done-q.usedEvent()-1 < q.done-before {
 			q.interrupt()
 		}
 	} else if q.avail.load16(ringFlags)&availNoInterrupt == 0 {
 		q.interrupt()
 	}
 }
+
+// Show is Flush without the interrupt, which is put off until the next Flush. If the
+// driver has looked by itself until then, there is none.
+func (q *Queue) Show() {
+	if uint16(q.published.Load()) == q.done || q.broken.Load() {
+		return
+	}
+	q.published.Store(uint32(q.done))
+	q.used.store16(ringIndex, q.done)
+}
+
+// EventIndex says whether the driver says which chain it wants to be told of.
+func (q *Queue) EventIndex() bool { return q.event }
+
+// Untold is how many chains the driver may not know to be given back: since the last
+// Flush, or the last one that it asks to be told of the next after.
+func (q *Queue) Untold() int {
+	if q.event {
+		if at := q.usedEvent(); at-q.told <= q.done-q.told {
+			q.told = at
+		}
+	}
+	return int(q.done - q.told)
+}
+
+// usedEvent is the used index after which the driver wants an interrupt.
+func (q *Queue) usedEvent() uint16 { return q.avail.load16(ringEntries + 2*uint32(q.size)) }
 
 // Wait blocks until a chain may be available, and returns false when the
 // device is stopping. It enables the driver's kicks only while it waits.

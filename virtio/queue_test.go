@@ -136,6 +136,48 @@ func TestInterruptSuppression(t *testing.T) {
 	}
 }
 
+// TestShow: what is shown can be taken, and is interrupted for by the next Flush
+// unless the driver has taken it.
+func TestShow(t *testing.T) {
+	_, r, q := pair(t, 8, virtio.FeatureEventIndex)
+	show := func(n int) {
+		var c virtio.Chain
+		for range n {
+			r.Add(nil, []int{1})
+			q.Next(&c)
+			q.Done(&c, 1)
+		}
+		q.Show()
+	}
+	for _, c := range []struct {
+		shown, taken int
+		interrupts   uint64
+	}{{1, 1, 0}, {1, 0, 1}, {2, 3, 1}, {3, 2, 2}} {
+		show(c.shown)
+		for range c.taken {
+			if _, ok := r.Take(); !ok {
+				t.Fatal("a chain was not shown")
+			}
+		}
+		q.Flush()
+		if r.Interrupts() != c.interrupts {
+			t.Fatalf("%d shown, %d taken: %d interrupts in all, not %d", c.shown, c.taken, r.Interrupts(), c.interrupts)
+		}
+		if n := q.Untold(); n != 0 {
+			t.Fatalf("%d chains that the driver was not told of after a flush", n)
+		}
+	}
+	r.Take()
+	show(2)
+	if n := q.Untold(); n != 2 {
+		t.Errorf("%d chains untold, not 2", n)
+	}
+	r.Take()
+	if n := q.Untold(); n != 1 {
+		t.Errorf("%d chains untold when one was taken, not 1", n)
+	}
+}
+
 func TestKickSuppression(t *testing.T) {
 	for _, features := range []uint64{0, virtio.FeatureEventIndex} {
 		_, r, q := pair(t, 8, features)

@@ -69,6 +69,7 @@ type sender struct {
 	free  []*packet    // of them; the worker's
 	back  chan *packet // were kept, and are done
 	late  atomic.Int32 // how many of them came since the worker looked
+	calm  calm
 }
 
 func newSender(n *Net, pair int, q *virtio.Queue) *sender {
@@ -76,8 +77,10 @@ func newSender(n *Net, pair int, q *virtio.Queue) *sender {
 }
 
 func (s *sender) run() {
+	defer s.calm.end(s.queue)
 	for {
 		mark := s.queue.Begin()
+		s.calm.look(s.queue)
 		s.reap()
 		for s.batch() {
 			mark = s.queue.Lap(mark)
@@ -134,7 +137,7 @@ func (s *sender) reap() {
 		break
 	}
 	if some {
-		s.queue.Flush()
+		s.calm.flush(s.queue)
 	}
 }
 
@@ -166,7 +169,11 @@ func (s *sender) batch() bool {
 		return false
 	}
 	s.sw.Flush(s.pair)
-	s.queue.Flush()
+	if n == 1 && bytes <= calmBytes {
+		s.calm.show(s.queue)
+	} else {
+		s.calm.flush(s.queue)
+	}
 	return true
 }
 
