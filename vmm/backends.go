@@ -33,6 +33,7 @@ type backends struct {
 	disks    []blk.Backend   // those of Config.Disks
 	readers  []*cache.Reader // of the bases of these
 	folders  []sharedFolder  // those of Config.Folders
+	ports    []*port         // on segments
 	console  *console.Device // nil with ConsoleSerial
 	closers  []func() error  // in the order of opening
 

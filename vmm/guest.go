@@ -58,6 +58,7 @@ func (g *Guest) build() (*machine, error) {
 	p := g.place
 	g.mu.Unlock()
 	g.backends.readFrom(p, &g.cfg)
+	g.backends.sit(p)
 	image := g.image
 	if g.cfg.FromDisk {
 		var err error

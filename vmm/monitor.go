@@ -57,7 +57,7 @@ func NewMonitor(c MonitorConfig) (*Monitor, error) {
 	if m.sys, err = kvm.Open(KVMPath); err != nil {
 		return nil, &HostError{err}
 	}
-	m.segments.log = m.log
+	m.segments.log, m.segments.seat = m.log, seater()
 	if err := m.segments.declare(c.Segments); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}

@@ -83,6 +83,7 @@ func (g *Guest) Move(ctx context.Context, to numa.Node, progress func(done, of u
 		m.vcpuMoved(id)
 	}
 	g.backends.readFrom(&next, &g.cfg)
+	g.backends.sit(&next)
 	if err := m.space.SetNode(to); err != nil {
 		return fmt.Errorf("move to node %d: %w", to, err)
 	}

@@ -163,7 +163,8 @@ func (c *Config) maps() (wanted, needed bool) {
 // segments are the networks of a Monitor's guests, each made when it is declared or
 // first named, and there until the Monitor is closed.
 type segments struct {
-	log *slog.Logger
+	log  *slog.Logger
+	seat func(*segment.Seat) error // moves workers, or nil
 
 	mu  sync.Mutex // taken under none of vmm's; inside are net/segment's and net/lan's
 	all []*network // in the order of making
@@ -251,7 +252,7 @@ func (s *segments) add(d Segment, declared []Segment) (_ *network, err error) {
 			n.MTU = n.tap.MTU()
 		}
 	}
-	if n.segment, err = segment.New(segment.Config{Name: d.Name, MTU: n.MTU, Log: s.log}); err != nil {
+	if n.segment, err = segment.New(segment.Config{Name: d.Name, MTU: n.MTU, RunOn: s.seat, Log: s.log}); err != nil {
 		return nil, err
 	}
 	n.MTU = n.segment.MTU()
@@ -380,6 +381,7 @@ func (b *backends) openSegment(n *Net, device int, cfg *Config, log *slog.Logger
 		return
 	}
 	b.own(p.close)
+	b.ports = append(b.ports, p)
 	dev, err := netdev.New(netdev.Config{Switch: p.Port, MAC: p.mac, Pairs: min(cfg.CPUs, maxQueues), Log: log})
 	if err != nil {
 		b.refusals = append(b.refusals, err)

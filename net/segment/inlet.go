@@ -65,6 +65,9 @@ func (in *inlet) give(from *end, d *feed, f *frame.Frame, lent bool) (kept bool)
 	v := frame.Full
 	if in.waiting == 0 {
 		v = in.deliver(f)
+		if d.seat != nil && v == frame.Delivered {
+			d.seat.copied(f.Len-in.note.Mapped, in.port.seat.Load())
+		}
 	}
 	if in.untold {
 		d.touch(in)

@@ -44,6 +44,7 @@ type Port struct {
 	inlets []*inlet      // by queue
 	feeds  []feed        // by queue
 	active atomic.Int32  // queues
+	seat   atomic.Pointer[Seat]
 	// steer is the queue that a flow was sent from last, plus 1: it is received there
 	// (virtio 1.2 §5.1.6.5.5).
 	steer [256]atomic.Uint32
@@ -79,6 +80,9 @@ func (s *Segment) Connect(c PortConfig) (*Port, error) {
 	}
 	for i := range c.Queues {
 		p.inlets = append(p.inlets, &inlet{port: p, queue: i})
+		if s.runOn != nil {
+			p.feeds[i].seat = new(seating)
+		}
 	}
 	halted := make(chan struct{})
 	close(halted)
@@ -132,6 +136,12 @@ func (p *Port) Attach(n int, accept frame.Offloads, to frame.Sink) error {
 	p.active.Store(int32(n))
 	p.sink = to
 	if !p.present.Load() {
+		// There are no workers yet.
+		for i := range p.feeds {
+			if p.feeds[i].seat != nil {
+				*p.feeds[i].seat = seating{}
+			}
+		}
 		halt := make(chan struct{})
 		p.halt.Store(&halt)
 		p.present.Store(true)
@@ -186,7 +196,20 @@ func (p *Port) Send(queue int, f *frame.Frame) (kept bool) {
 }
 
 // Flush tells the receivers of what was sent (netdev.Switch).
-func (p *Port) Flush(queue int) { p.feeds[queue].flush() }
+func (p *Port) Flush(queue int) {
+	d := &p.feeds[queue]
+	d.flush()
+	if d.seat == nil {
+		return
+	}
+	if err := d.seat.settle(p.seg.now(), p.seg.runOn); err != nil {
+		p.seg.log.Warn("what a guest sends is copied on any node", "port", p.name, "err", err)
+	}
+}
+
+// Sit says where the guest runs, or nil if it runs on several nodes: workers of others
+// that copy much to it go there. The caller leaves the seat as it is.
+func (p *Port) Sit(s *Seat) { p.seat.Store(s) }
 
 // pay waits until the rate allows for n more bytes.
 func (p *Port) pay(d *feed, n int) {

@@ -24,8 +24,7 @@
 // Not done here: multicast snooping (groups are flooded, and guests filter), VLANs
 // (tags are carried), spanning trees (there are no loops: ends are not bridges,
 // but for uplinks), guards for IPv6's neighbour discovery and for IP sources,
-// fragmentation, and a choice of where a copy runs: the sender's worker makes it,
-// on whatever node that is.
+// and fragmentation.
 package segment
 
 import (
@@ -69,6 +68,10 @@ type Config struct {
 	// Patience is for how long a frame waits for buffers of its receiver before it is
 	// dropped; 0 for DefaultPatience.
 	Patience time.Duration
+	// RunOn has the calling thread run on the CPUs of a seat from now on, or for nil
+	// wherever it may. It is called by workers that copy much (Port.Sit); nil if they
+	// are not to be moved.
+	RunOn func(*Seat) error
 	// Log gets what the operator should know; nil for slog's default.
 	Log *slog.Logger
 }
@@ -82,6 +85,7 @@ type Segment struct {
 	born time.Time
 
 	patience time.Duration
+	runOn    func(*Seat) error // or nil
 
 	ends     atomic.Pointer[[]*end] // in the order of Connect; changed under mu
 	captures atomic.Pointer[[]*capture]
@@ -108,7 +112,7 @@ func New(c Config) (*Segment, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Segment{name: c.Name, mtu: c.MTU, log: c.Log.With("segment", c.Name), born: time.Now(), patience: c.Patience, table: newTable()}
+	s := &Segment{name: c.Name, mtu: c.MTU, log: c.Log.With("segment", c.Name), born: time.Now(), patience: c.Patience, runOn: c.RunOn, table: newTable()}
 	s.ends.Store(new([]*end))
 	s.captures.Store(new([]*capture))
 	return s, nil
@@ -174,6 +178,7 @@ type feed struct {
 	timer   *time.Timer
 	heads   heads    // of the frame that is sent
 	bufs    [][]byte // for captures
+	seat    *seating // of a worker that may be moved, or nil
 }
 
 // flush tells the receivers.

@@ -91,7 +91,13 @@ type bench struct {
 
 func newBench(t testing.TB, configs ...PortConfig) *bench {
 	t.Helper()
-	s, err := New(Config{Name: "test", Patience: patience})
+	return newBenchOf(t, Config{}, configs...)
+}
+
+func newBenchOf(t testing.TB, of Config, configs ...PortConfig) *bench {
+	t.Helper()
+	of.Name, of.Patience = "test", patience
+	s, err := New(of)
 	if err != nil {
 		t.Fatal(err)
 	}
