@@ -120,7 +120,7 @@ func (b *benchNet) artefacts() error {
 }
 
 func (b *benchNet) setting(r *traffic.Results) string {
-	setting := fmt.Sprintf("Guests with 1 CPU and %s, on one network; %s in each round of a stream", formatSize(r.Memory), formatSize(uint64(r.Bytes)))
+	setting := fmt.Sprintf("Guests with 1 CPU and %s, on one network; %s in each round of a stream. The host divides the CPUs.", formatSize(r.Memory), formatSize(uint64(r.Bytes)))
 	if b.o.Emulated {
 		setting += "\nIn the lab, whose CPUs are emulated: rates say nothing but by their ratios; counts and memory mean what they say." +
 			"\nAll guests take round trips below 32 ms for short (net.ipv4.tcp_tso_rtt_log), as these are 50 times as long here."
