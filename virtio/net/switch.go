@@ -61,15 +61,15 @@ type packet struct {
 
 // sender carries frames from one transmit queue of the driver to a Switch.
 type sender struct {
-	net   *Net
-	sw    Switch
-	pair  int
-	queue *virtio.Queue
-	made  int          // packets
-	free  []*packet    // of them; the worker's
-	back  chan *packet // were kept, and are done
-	late  atomic.Int32 // how many of them came since the worker looked
-	calm  calm
+	net        *Net
+	sw         Switch
+	pair       int
+	queue      *virtio.Queue
+	made       int          // packets
+	free       []*packet    // of them; the worker's
+	back       chan *packet // were kept, and are done
+	late       atomic.Int32 // how many of them came since the worker looked
+	interrupts moderation
 }
 
 func newSender(n *Net, pair int, q *virtio.Queue) *sender {
@@ -77,10 +77,10 @@ func newSender(n *Net, pair int, q *virtio.Queue) *sender {
 }
 
 func (s *sender) run() {
-	defer s.calm.end(s.queue)
+	defer s.interrupts.end(s.queue)
 	for {
 		mark := s.queue.Begin()
-		s.calm.look(s.queue)
+		s.interrupts.look(s.queue)
 		s.reap()
 		for s.batch() {
 			mark = s.queue.Lap(mark)
@@ -137,7 +137,7 @@ func (s *sender) reap() {
 		break
 	}
 	if some {
-		s.calm.flush(s.queue)
+		s.interrupts.flush(s.queue)
 	}
 }
 
@@ -169,10 +169,10 @@ func (s *sender) batch() bool {
 		return false
 	}
 	s.sw.Flush(s.pair)
-	if n == 1 && bytes <= calmBytes {
-		s.calm.show(s.queue)
+	if n == 1 && bytes <= moderateBytes {
+		s.interrupts.show(s.queue)
 	} else {
-		s.calm.flush(s.queue)
+		s.interrupts.flush(s.queue)
 	}
 	return true
 }

@@ -9,18 +9,18 @@ import (
 	"disco/virtio/virtiotest"
 )
 
-// TestCalm: a driver that finds out by itself that its frame was sent is not
+// TestModeration: a driver that finds out by itself that its frame was sent is not
 // interrupted for it, one that does not is a little later, and from then on at once
 // for a while.
-func TestCalm(t *testing.T) {
+func TestModeration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := virtiotest.New(t, virtiotest.Options{})
 		d.Features = virtio.FeatureEventIndex
 		r := d.NewRing(64, d.Features)
 		q := d.Queue(r, 0)
 		defer q.Close()
-		var c calm
-		defer c.end(q)
+		var m moderation
+		defer m.end(q)
 		send := func() {
 			t.Helper()
 			var chain virtio.Chain
@@ -29,7 +29,7 @@ func TestCalm(t *testing.T) {
 				t.Fatal("no frame")
 			}
 			q.Done(&chain, 0)
-			c.show(q)
+			m.show(q)
 		}
 		free := func(n int) {
 			t.Helper()
@@ -49,26 +49,26 @@ func TestCalm(t *testing.T) {
 		for range 10 {
 			send()
 			free(1)
-			time.Sleep(3 * calmTime)
+			time.Sleep(3 * moderateTime)
 			synctest.Wait()
 			if !r.Queue.Heard() {
 				t.Fatal("the worker was not woken")
 			}
-			c.look(q)
+			m.look(q)
 		}
 		interrupts(0, "a driver that looks")
 
 		send()
-		c.look(q)
+		m.look(q)
 		interrupts(0, "before its time")
 		send()
 		interrupts(1, "a second frame that the driver does not know of")
 		free(2)
 
 		send()
-		time.Sleep(calmTime)
+		time.Sleep(moderateTime)
 		synctest.Wait()
-		c.look(q)
+		m.look(q)
 		interrupts(2, "after its time")
 		free(1)
 		for i := range uint64(leastPenalty) {
@@ -78,26 +78,26 @@ func TestCalm(t *testing.T) {
 		}
 		send()
 		interrupts(2+leastPenalty, "once more")
-		c.end(q)
+		m.end(q)
 		interrupts(3+leastPenalty, "at the end")
 	})
 }
 
-// TestCalmWithoutEvents: a driver that can not say what it knows is interrupted at
+// TestModerationWithoutEvents: a driver that can not say what it knows is interrupted at
 // once.
-func TestCalmWithoutEvents(t *testing.T) {
+func TestModerationWithoutEvents(t *testing.T) {
 	d := virtiotest.New(t, virtiotest.Options{})
 	r := d.NewRing(8, 0)
 	q := d.Queue(r, 0)
 	defer q.Close()
-	var c calm
-	defer c.end(q)
+	var m moderation
+	defer m.end(q)
 	for i := range uint64(4) {
 		var chain virtio.Chain
 		r.Add([][]byte{{1}}, nil)
 		q.Next(&chain)
 		q.Done(&chain, 0)
-		c.show(q)
+		m.show(q)
 		if r.Interrupts() != i+1 {
 			t.Fatalf("%d interrupts after %d frames", r.Interrupts(), i+1)
 		}
