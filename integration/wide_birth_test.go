@@ -88,6 +88,26 @@ func TestKVMWideMoveWhileStarting(t *testing.T) {
 	}
 }
 
+// TestKVMWideMoveUnborn moves a vCPU that nobody has started. An interrupt that is
+// for it waits where it was before, too: its sender may be there, and see it run
+// before that incarnation has become a relay.
+func TestKVMWideMoveUnborn(t *testing.T) {
+	r := newWideRig(t, 3, []int{0, 1}, "birth", "")
+	for _, to := range []int{2, 0} {
+		if err := r.set.Move(1, to); err != nil {
+			t.Fatal(err)
+		}
+		for i, vm := range r.vms {
+			if i == to {
+				continue
+			}
+			if accepted, err := vm.SignalMSI(msiAddress|1<<12, 0x60); err != nil || !accepted {
+				t.Errorf("live in VM %d: an interrupt in VM %d is lost (%v)", to, i, err)
+			}
+		}
+	}
+}
+
 // TestKVMWideMSI raises message-signalled interrupts of every vCPU in every VM,
 // by physical and logical destination: wherever they enter, they arrive.
 func TestKVMWideMSI(t *testing.T) {

@@ -180,13 +180,13 @@ func (s *Set) prepare() (err error) {
 		for _, b := range v.bodies {
 			var err error
 			switch {
-			case b == v.body():
-				b.unborn = !boot
-			case boot:
-				err = v.relayMode(b)
-			default:
+			case !boot:
+				// The live one too, which another may take over from before anybody
+				// starts the vCPU.
 				b.unborn = true
 				err = b.listen()
+			case b != v.body():
+				err = v.relayMode(b)
 			}
 			if err != nil {
 				return fmt.Errorf("vCPU %d: relay in KVM VM %d: %w", v.id, b.vm, err)
