@@ -62,8 +62,8 @@ type Payer interface {
 
 // Queue is the device's side of one split virtqueue (virtio 1.2 §2.7).
 //
-// Next and Wait belong to one goroutine at a time, and so do Done and Flush;
-// the two may differ. Stop, Kick and Fail may be called from anywhere.
+// Next and Wait belong to one goroutine at a time, and so do Done, Flush, Show and
+// Untold; the two may differ. Stop, Kick and Fail may be called from anywhere.
 // Nothing here allocates in steady state.
 type Queue struct {
 	index     int

@@ -36,7 +36,7 @@ func seater() func(*segment.Seat) error {
 func (b *backends) sit(p *place) {
 	var seat *segment.Seat
 	if p.pin && len(p.nodes) == 1 {
-		seat = &segment.Seat{Node: p.nodes[0], CPUs: cpusOf(p.topology, p.nodes[0])}
+		seat = &segment.Seat{CPUs: cpusOf(p.topology, p.nodes[0])}
 	}
 	for _, port := range b.ports {
 		port.Sit(seat)

@@ -3,14 +3,11 @@ package segment
 import (
 	"runtime"
 	"time"
-
-	"disco/numa"
 )
 
 // Seat is where a guest runs.
 type Seat struct {
-	Node numa.Node
-	CPUs []int // of the host's, that are the node's
+	CPUs []int // of the host's, those of the guest's node
 }
 
 // A copy between nodes runs where the receiver is. There the sender's lines are read

@@ -6,15 +6,13 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"disco/numa"
 )
 
 // TestSeats: the worker of a guest that sends much runs where the one is that gets
 // most of it, while that is so, and not for little, or for many.
 func TestSeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var went []numa.Node
+		var went []int
 		refuse := false
 		b := newBenchOf(t, Config{RunOn: func(s *Seat) error {
 			if refuse {
@@ -23,12 +21,12 @@ func TestSeats(t *testing.T) {
 			if s == nil {
 				went = append(went, -1)
 			} else {
-				went = append(went, s.Node)
+				went = append(went, s.CPUs[0])
 			}
 			return nil
 		}}, PortConfig{}, PortConfig{}, PortConfig{}, PortConfig{})
-		for i, n := range []numa.Node{0, 1, 2} {
-			b.ports[i].Sit(&Seat{Node: n})
+		for i, n := range []int{0, 1, 2} {
+			b.ports[i].Sit(&Seat{CPUs: []int{n}})
 		}
 		// send is so many windows with bytes to each guest.
 		send := func(windows, n int, to ...int) {
@@ -47,15 +45,15 @@ func TestSeats(t *testing.T) {
 			windows int
 			bytes   int
 			to      []int
-			went    []numa.Node
+			went    []int
 		}{
 			{"little", 10, 256 << 10, []int{2}, nil},
 			{"much, not for long", seatWindows - 1, 2 << 20, []int{2}, nil},
 			{"to many", 10, 2 << 20, []int{2, 3}, nil},
 			{"to a guest on several nodes", 10, 2 << 20, []int{4}, nil},
-			{"much", 10, 2 << 20, []int{2}, []numa.Node{1}},
-			{"to another", seatWindows, 2 << 20, []int{3}, []numa.Node{2}},
-			{"to many again", seatWindows, 2 << 20, []int{2, 3, 4}, []numa.Node{-1}},
+			{"much", 10, 2 << 20, []int{2}, []int{1}},
+			{"to another", seatWindows, 2 << 20, []int{3}, []int{2}},
+			{"to many again", seatWindows, 2 << 20, []int{2, 3, 4}, []int{-1}},
 		} {
 			went = nil
 			send(c.windows, c.bytes, c.to...)
@@ -71,14 +69,14 @@ func TestSeats(t *testing.T) {
 			t.Fatal(err)
 		}
 		send(seatWindows+1, 2<<20, 3)
-		if !slices.Equal(went, []numa.Node{2, 2}) {
+		if !slices.Equal(went, []int{2, 2}) {
 			t.Errorf("a device that is started anew: the worker went to %v", went)
 		}
 		refuse = true
 		send(2*seatWindows, 2<<20, 2)
 		refuse = false
 		send(2*seatWindows, 2<<20, 2)
-		if !slices.Equal(went, []numa.Node{2, 2}) {
+		if !slices.Equal(went, []int{2, 2}) {
 			t.Errorf("a worker that the host refused to move went to %v", went)
 		}
 	})

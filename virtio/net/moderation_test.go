@@ -51,7 +51,7 @@ func TestModeration(t *testing.T) {
 			free(1)
 			time.Sleep(3 * moderateTime)
 			synctest.Wait()
-			if !r.Queue.Heard() {
+			if !q.Heard() {
 				t.Fatal("the worker was not woken")
 			}
 			m.look(q)
