@@ -35,6 +35,9 @@ Readings, by which several guests read one file:
   dax   a shared folder, by mapping the host's page cache
   fuse  a shared folder, by messages
 
+The host divides the CPUs between disco's guests, as between QEMU's: what disco's own
+scheduler costs is not in it.
+
 It prints a table and writes FILE.json. It needs root, and makes a bridge and taps,
 which are gone afterwards.`
 

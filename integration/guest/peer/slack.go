@@ -11,8 +11,8 @@ const slack = 10_000_000
 
 // slacken has the timers of this program's threads end with the kernel's ticks.
 // Go's runtime looks after threads that are in system calls every 20 µs, with a
-// timer each time; where an interrupt takes as long as hundred messages' work, what
-// is measured would be these.
+// timer each time: in the lab two thirds of all exits were these while messages went
+// to and fro.
 func slacken() error {
 	threads, err := os.ReadDir("/proc/self/task")
 	if err != nil {
