@@ -131,8 +131,9 @@ func (f *Flow) SetWeight(weight uint64) {
 // began is when the clock of this package began.
 var began = time.Now()
 
-// clock is monotonic, in ns, and not 0, as what is 0 is not known.
-func clock() int64 { return int64(time.Since(began)) | 1 }
+// clock is monotonic, in ns, and not 0, as what is 0 is not known. It differs by the
+// same from the time that timers go by always: they would come too soon for it.
+func clock() int64 { return int64(time.Since(began)) + 1 }
 
 // Enter waits for the turn of a request of a cost, in any unit that is the same for
 // all flows of the Gate, 1 to 2^33. The caller has to call Done. It does not

@@ -241,23 +241,57 @@ func TestHurry(t *testing.T) {
 	})
 }
 
+// TestPatienceEnds for a flow that does not return, when the timer comes at the very
+// moment that it is set for, odd or even.
+func TestPatienceEnds(t *testing.T) {
+	for moment := range time.Duration(2) {
+		for service := range int64(4) {
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(moment)
+				g := New(Config{})
+				g.knee.depth, g.knee.service = 1, 2*int64(Short)+service
+				a, b := g.NewFlow(1), g.NewFlow(1)
+				b.end = 1 // so that a would be next
+				p := a.Enter(1)
+				var in atomic.Bool
+				go func() { b.Enter(1); in.Store(true) }()
+				synctest.Wait()
+				a.Done(p)
+				synctest.Wait()
+				if in.Load() {
+					t.Error("room is not kept for a flow that would be next")
+				}
+				time.Sleep(patience)
+				synctest.Wait()
+				if !in.Load() {
+					t.Error("room is kept for a flow that does not return")
+				}
+				a.Hurry(true)
+				b.Hurry(true) // whatever went wrong, nobody is left behind
+			})
+		}
+	}
+}
+
 // TestNonsense: costs and weights out of bounds are served, too.
 func TestNonsense(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Config{Depth: 1})
+		var all sync.WaitGroup
 		for _, c := range []struct {
 			weight uint64
 			cost   int64
 		}{{0, 0}, {0, math.MaxInt64}, {math.MaxUint64, -1}, {1, math.MinInt64}} {
 			f := g.NewFlow(c.weight)
 			for range 4 {
-				go func() {
+				all.Go(func() {
 					for range 100 {
 						f.Done(f.Enter(c.cost))
 					}
-				}()
+				})
 			}
 		}
+		all.Wait() // a bubble's time, and with it the Gate's patience, ends with this function
 	})
 }
 
