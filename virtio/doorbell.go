@@ -3,6 +3,8 @@ package virtio
 import (
 	"fmt"
 	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -11,13 +13,21 @@ import (
 )
 
 // doorbell is an eventfd that the driver's kicks add to. A goroutine that waits
-// for it is parked by Go's poller and holds no thread.
+// for it is parked by Go's poller and holds no thread, or waits in the kernel with its
+// thread (see wait).
+//
+// Locks: mu, innermost.
 type doorbell struct {
-	fd   int      // for KVM; os.File.Fd would make it blocking
-	file *os.File // owns fd
-	conn syscall.RawConn
-	take func(fd uintptr) bool
-	buf  [8]byte // of the one goroutine that waits
+	fd     int // for KVM, and for ring; Go's poller does not know it
+	silent atomic.Bool
+	buf    [8]byte // of the one goroutine that waits, as is
+	poll   unix.PollFd
+
+	mu     sync.RWMutex // fd is not closed while it is written to
+	closed bool
+	ear    *os.File // what Go's poller listens at, a duplicate of fd; nil if it does not
+	conn   syscall.RawConn
+	take   func(fd uintptr) bool
 }
 
 var kick = [8]byte{1}
@@ -27,21 +37,87 @@ func newDoorbell() (*doorbell, error) {
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	d := &doorbell{fd: fd, file: os.NewFile(uintptr(fd), "doorbell")}
-	if d.conn, err = d.file.SyscallConn(); err != nil {
-		d.close()
-		return nil, fmt.Errorf("eventfd: %w", err)
-	}
+	d := &doorbell{fd: fd, poll: unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}}
 	d.take = d.taken
+	if err := d.listen(); err != nil {
+		d.close()
+		return nil, err
+	}
 	return d, nil
 }
 
+// listen has Go's poller listen.
+func (d *doorbell) listen() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return os.ErrClosed
+	}
+	if d.ear != nil {
+		return nil
+	}
+	fd, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	d.ear = os.NewFile(uintptr(fd), "doorbell")
+	if d.conn, err = d.ear.SyscallConn(); err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	if d.silent.Load() {
+		d.hush()
+	}
+	return nil
+}
+
+// ignore ends listen. A kick would wake a thread of the poller's, if nobody else.
+func (d *doorbell) ignore() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forget()
+}
+
+func (d *doorbell) forget() {
+	if d.ear != nil {
+		_ = d.ear.Close()
+		d.ear, d.conn = nil, nil
+	}
+}
+
+func (d *doorbell) hush() { _ = d.ear.SetReadDeadline(time.Unix(1, 0)) }
+
 // ring does what a kick does. After close it does nothing.
-func (d *doorbell) ring() { _, _ = d.file.Write(kick[:]) }
+func (d *doorbell) ring() {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if !d.closed {
+		_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(d.fd), uintptr(unsafe.Pointer(&kick)), uintptr(len(kick)))
+	}
+}
 
 // wait returns when the doorbell has been rung since the last wait, or with an
-// error when it was silenced.
-func (d *doorbell) wait() error { return d.conn.Read(d.take) }
+// error when it was silenced. With its thread the caller is woken by the kernel as
+// that thread's policy says, and nobody else is.
+func (d *doorbell) wait(withThread bool) error {
+	if !withThread {
+		if d.conn == nil {
+			if err := d.listen(); err != nil {
+				return err
+			}
+		}
+		return d.conn.Read(d.take)
+	}
+	if d.conn != nil {
+		d.ignore()
+	}
+	for !d.silent.Load() {
+		if d.taken(uintptr(d.fd)) {
+			return nil
+		}
+		_, _, _ = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&d.poll)), 1, 0, 0, 0, 0)
+	}
+	return os.ErrDeadlineExceeded
+}
 
 // taken says whether the doorbell had been rung. The call is one of a few hundred
 // nanoseconds that never blocks: were Go's runtime told of it, it would wake the
@@ -52,6 +128,23 @@ func (d *doorbell) taken(fd uintptr) bool {
 }
 
 // silence ends the wait under way, and every later one.
-func (d *doorbell) silence() { _ = d.file.SetReadDeadline(time.Unix(1, 0)) }
+func (d *doorbell) silence() {
+	d.silent.Store(true)
+	d.mu.Lock()
+	if d.ear != nil {
+		d.hush()
+	}
+	d.mu.Unlock()
+	d.ring()
+}
 
-func (d *doorbell) close() { _ = d.file.Close() }
+// close frees the doorbell; nobody waits any more.
+func (d *doorbell) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forget()
+	if !d.closed {
+		d.closed = true
+		_ = unix.Close(d.fd)
+	}
+}

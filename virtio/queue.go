@@ -85,6 +85,8 @@ type Queue struct {
 	next  uint16 // the available index that comes next
 	entry [descriptorSize]byte
 
+	givesWay bool // of the goroutine that calls Heard
+
 	// Of the goroutine that calls Done and Flush.
 	done      uint16        // the used index that comes next
 	told      uint16        // the one up to which the driver was told, or knows
@@ -338,7 +340,7 @@ func (q *Queue) Wait() bool {
 		}
 		q.notify(true)
 		// The driver may have added a chain, and not kicked, just before.
-		if !q.ready() && q.bell.wait() != nil {
+		if !q.ready() && q.bell.wait(false) != nil {
 			return false
 		}
 		q.notify(false)
@@ -360,7 +362,9 @@ func (q *Queue) Ignore() { q.notify(false) }
 // Heard blocks until there was a kick, by the driver or by Kick, since it
 // returned last. It returns false when the device is stopping. It is for one
 // goroutine at a time, which need not be the one that calls Next.
-func (q *Queue) Heard() bool { return !q.stopping.Load() && q.bell.wait() == nil && !q.stopping.Load() }
+func (q *Queue) Heard() bool {
+	return !q.stopping.Load() && q.bell.wait(q.givesWay) == nil && !q.stopping.Load()
+}
 
 // notify asks for kicks, or to be spared them. With the event index a kick is
 // asked for once: the index that was asked for stays behind by itself.
