@@ -70,6 +70,9 @@ type sender struct {
 	back       chan *packet // were kept, and are done
 	late       atomic.Int32 // how many of them came since the worker looked
 	interrupts moderation
+	courtesy   courtesy
+	carried    int    // bytes sent since the last wait
+	received   uint64 // by the device until then
 }
 
 func newSender(n *Net, pair int, q *virtio.Queue) *sender {
@@ -87,6 +90,7 @@ func (s *sender) run() {
 			s.reap()
 		}
 		s.queue.End(mark)
+		s.giveWay()
 		// With every packet kept the next that is done kicks.
 		if s.spare() && s.queue.Listen() {
 			s.queue.Ignore()
@@ -96,6 +100,17 @@ func (s *sender) run() {
 			return
 		}
 		s.queue.Ignore()
+	}
+}
+
+// giveWay decides for the wait that is next whether to give way.
+func (s *sender) giveWay() {
+	received := s.net.counters.receivedBytes.Load()
+	give := s.courtesy.wait(s.carried + int(received-s.received))
+	s.carried, s.received = 0, received
+	if err := s.queue.GiveWay(give); err != nil {
+		s.courtesy.never = true
+		s.net.log.Debug("network device: a worker cannot give way", "queue", s.pair, "error", err)
 	}
 }
 
@@ -168,6 +183,7 @@ func (s *sender) batch() bool {
 	if n == 0 {
 		return false
 	}
+	s.carried += bytes
 	s.sw.Flush(s.pair)
 	if n == 1 && bytes <= moderateBytes {
 		s.interrupts.show(s.queue)
