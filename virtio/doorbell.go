@@ -62,6 +62,7 @@ func (d *doorbell) listen() error {
 	}
 	d.ear = os.NewFile(uintptr(fd), "doorbell")
 	if d.conn, err = d.ear.SyscallConn(); err != nil {
+		d.forget()
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	if d.silent.Load() {
@@ -97,14 +98,10 @@ func (d *doorbell) ring() {
 
 // wait returns when the doorbell has been rung since the last wait, or with an
 // error when it was silenced. With its thread the caller is woken by the kernel as
-// that thread's policy says, and nobody else is.
+// that thread's policy says, and nobody else is. It waits so, too, where the process
+// has no file descriptor left for the other way.
 func (d *doorbell) wait(withThread bool) error {
-	if !withThread {
-		if d.conn == nil {
-			if err := d.listen(); err != nil {
-				return err
-			}
-		}
+	if !withThread && (d.conn != nil || d.listen() == nil) {
 		return d.conn.Read(d.take)
 	}
 	if d.conn != nil {
@@ -140,6 +137,7 @@ func (d *doorbell) silence() {
 
 // close frees the doorbell; nobody waits any more.
 func (d *doorbell) close() {
+	d.silent.Store(true)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forget()

@@ -67,6 +67,39 @@ func TestDoorbell(t *testing.T) {
 	}
 }
 
+// TestDoorbellWithoutDescriptors: a worker that can no longer be woken by Go's poller
+// is woken all the same.
+func TestDoorbellWithoutDescriptors(t *testing.T) {
+	d, err := newDoorbell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	d.ring()
+	if err := d.wait(true); err != nil {
+		t.Fatal(err)
+	}
+	var most unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &most); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: most.Max}); err != nil {
+		t.Fatal(err)
+	}
+	d.ring()
+	heard := d.wait(false)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &most); err != nil {
+		t.Fatal(err)
+	}
+	if heard != nil || d.conn != nil {
+		t.Errorf("heard %v", heard)
+	}
+	d.ring()
+	if err := d.wait(false); err != nil || d.conn == nil {
+		t.Errorf("heard %v, and the poller does not listen again", err)
+	}
+}
+
 // TestDoorbellDoesNotAllocate in either way.
 func TestDoorbellDoesNotAllocate(t *testing.T) {
 	d, err := newDoorbell()
