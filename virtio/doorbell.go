@@ -46,15 +46,12 @@ func newDoorbell() (*doorbell, error) {
 	return d, nil
 }
 
-// listen has Go's poller listen.
+// listen has Go's poller listen, which it does not yet.
 func (d *doorbell) listen() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
-		return os.ErrClosed
-	}
-	if d.ear != nil {
-		return nil
+	if d.silent.Load() {
+		return os.ErrDeadlineExceeded
 	}
 	fd, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -64,9 +61,6 @@ func (d *doorbell) listen() error {
 	if d.conn, err = d.ear.SyscallConn(); err != nil {
 		d.forget()
 		return fmt.Errorf("eventfd: %w", err)
-	}
-	if d.silent.Load() {
-		d.hush()
 	}
 	return nil
 }
@@ -84,8 +78,6 @@ func (d *doorbell) forget() {
 		d.ear, d.conn = nil, nil
 	}
 }
-
-func (d *doorbell) hush() { _ = d.ear.SetReadDeadline(time.Unix(1, 0)) }
 
 // ring does what a kick does. After close it does nothing.
 func (d *doorbell) ring() {
@@ -129,7 +121,7 @@ func (d *doorbell) silence() {
 	d.silent.Store(true)
 	d.mu.Lock()
 	if d.ear != nil {
-		d.hush()
+		_ = d.ear.SetReadDeadline(time.Unix(1, 0))
 	}
 	d.mu.Unlock()
 	d.ring()

@@ -26,17 +26,14 @@ func (q *Queue) GiveWay(on bool) error {
 	if !on {
 		from, to = to, from
 	}
-	if err := repolicy(from, to); err != nil {
-		if on {
-			runtime.UnlockOSThread()
-		}
-		return err
+	err := repolicy(from, to)
+	if err == nil {
+		q.givesWay = on
 	}
-	if !on {
+	if !q.givesWay {
 		runtime.UnlockOSThread()
 	}
-	q.givesWay = on
-	return nil
+	return err
 }
 
 // repolicy changes the policy of the calling thread.

@@ -49,9 +49,12 @@ type courtesy struct {
 // wait says whether to give way in the wait that is next, when so many bytes were
 // carried since the last one.
 func (c *courtesy) wait(bytes int) bool {
+	if c.never {
+		return false
+	}
 	c.bytes += bytes
-	if c.waits++; c.waits < lookWaits || c.never {
-		return c.busy && c.giving && !c.never
+	if c.waits++; c.waits < lookWaits {
+		return c.busy && c.giving
 	}
 	bytes = c.bytes
 	c.waits, c.bytes = 0, 0
@@ -60,13 +63,12 @@ func (c *courtesy) wait(bytes int) bool {
 		return false
 	}
 	now := time.Now()
-	if now.Sub(c.looked) > pause {
-		c.busy = false
+	if !c.busy || now.Sub(c.looked) > pause {
+		c.begin(now)
+	} else {
+		c.moved += bytes
 	}
 	c.looked = now
-	if c.moved += bytes; !c.busy {
-		c.begin(now)
-	}
 	if c.moved >= sampleBytes {
 		c.learn(now.Sub(c.began) * sampleBytes / time.Duration(c.moved))
 		c.began, c.moved = now, 0
@@ -103,15 +105,14 @@ func (c *courtesy) learn(took time.Duration) {
 	case c.giving == c.better: // time for a trial, which what was known before is not part of
 		c.giving, c.left = !c.better, trialSamples
 		*c.mean() = 0
+		c.changed = true
 	case c.giving && giving < eager*4/5, !c.giving && eager < giving:
 		c.better, c.period = c.giving, 32*leastSamples
 		c.left = c.period
-		return
 	default:
 		c.giving, c.period = c.better, min(2*c.period, mostSamples)
-		c.left = c.period
+		c.left, c.changed = c.period, true
 	}
-	c.changed = true
 }
 
 // mean is what samples take in the way of now.
