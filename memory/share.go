@@ -330,8 +330,21 @@ func (s *Space) unmapShared(p PPN, n int) error {
 	return nil
 }
 
-// discard makes the Shared pages that lie wholly in the n bytes at a Private and
-// empty: nobody needs what they hold.
+// Discard says that nobody needs what is in the n bytes at a: of a Space that only
+// shares, the Shared pages that lie wholly there become Private and empty. A pin to
+// Overwrite does that for its own pages; who will pin many that are neighbours says so
+// of all first, as pages that are mapped back together are one system call. It returns
+// ErrNotRAM, and does nothing, if any byte lies outside RAM; other errors are the host's.
+func (s *Space) Discard(a GPA, n int) error {
+	if _, err := s.bytes(a, n); err != nil {
+		return err
+	}
+	if s.words == nil || !s.opt.Sharing {
+		return nil
+	}
+	return s.discard(a, n)
+}
+
 func (s *Space) discard(a GPA, n int) error {
 	p, end := PPN((a+arena.PageSize-1)/arena.PageSize), PPN((a+GPA(n))/arena.PageSize)
 	for ; p < end; p++ {
@@ -358,6 +371,8 @@ func (s *Space) discardRun(p PPN, n int) error {
 		if err := s.unmapShared(first, int(q-first)); err != nil {
 			return err
 		}
+		s.counters.discarded.Add(uint64(q - first))
+		s.counters.discards.Add(1)
 		s.settle(first, int(q-first), word(Private))
 	}
 	return nil

@@ -11,6 +11,7 @@ type counters struct {
 	migrated, replicated, collapsed            atomic.Uint64
 	shared, runs, unshared                     atomic.Uint64
 	received, receivedCopied                   atomic.Uint64
+	discarded, discards                        atomic.Uint64
 	sharedNow                                  atomic.Int64
 	guardFaults, collapseFaults                atomic.Uint64
 	sampleFaults, aroundFaults, leftoverFaults atomic.Uint64
@@ -32,6 +33,10 @@ type Stats struct {
 	// those of these that were written to and so copied.
 	Received       uint64 `json:"received"`
 	ReceivedCopied uint64 `json:"receivedCopied"`
+	// Discarded counts pages that were Shared and are Private and empty, as they were
+	// to be overwritten, DiscardedRuns in how many pieces these were.
+	Discarded     uint64 `json:"discarded"`
+	DiscardedRuns uint64 `json:"discardedRuns"`
 	// SharedPages are those that there are now.
 	SharedPages uint64 `json:"sharedPages"`
 	// Replicas there are now, by View.
@@ -74,6 +79,7 @@ func (s *Space) Stats() Stats {
 		SampleFaults: c.sampleFaults.Load(), AroundFaults: c.aroundFaults.Load(),
 		GuardFaults: c.guardFaults.Load(), CollapseFaults: c.collapseFaults.Load(), LeftoverFaults: c.leftoverFaults.Load(),
 		Received: c.received.Load(), ReceivedCopied: c.receivedCopied.Load(),
+		Discarded: c.discarded.Load(), DiscardedRuns: c.discards.Load(),
 		BytesCopied: c.copied.Load(), Failed: c.failed.Load(), PinsHeld: uint64(s.Pins()),
 	}
 	if s.words != nil {

@@ -393,6 +393,52 @@ func TestHostMappedOverMapped(t *testing.T) {
 	}
 }
 
+// TestHostCopiedOverMapped gives a guest a frame that is copied in neighbouring buffers
+// that pages are mapped in: they are all mapped back at once.
+func TestHostCopiedOverMapped(t *testing.T) {
+	a := pool(t, 16)
+	s := newSegment(t, segment.Config{})
+	one := plug(t, s, 1, segment.PortConfig{}, virtiotest.Options{})
+	two := plug(t, s, 2, segment.PortConfig{Map: segment.MapAlways}, virtiotest.Options{})
+	const data, own, room, n = 16 << 20, 18 << 20, 20 << 20, 15
+	if err := one.space.Share(data/page, memory.Run{Arena: a, Page: 0, N: n}); err != nil {
+		t.Fatal(err)
+	}
+	payload := bytes.Repeat([]byte("its own "), n*page/8)
+	one.drv.Put(own, payload)
+	head := append(make([]byte, frame.HeaderLen), tcp4(two.mac, one.mac, n*page)...)
+	tso.Put(head)
+	at := one.drv.Alloc(page)
+	one.drv.Put(at, head)
+	base := arena.VMAs.Used()
+	for _, from := range []memory.GPA{data, own} {
+		for i := range n + 1 {
+			two.rx.AddRaw(virtiotest.Descriptor{Addr: memory.GPA(room + i*page), Len: page, Flags: virtiotest.Write})
+		}
+		two.rx.Kick()
+		one.tx.AddRaw(virtiotest.Descriptor{Addr: at, Len: uint32(len(head))}, virtiotest.Descriptor{Addr: from, Len: n * page})
+		one.tx.Kick()
+		one.tx.Wait()
+		for range n + 1 {
+			two.rx.Wait()
+		}
+	}
+	got := make([]byte, len(head)+len(payload))
+	if err := load(two.space, got, room); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got[len(head):], payload) {
+		t.Error("other bytes than were sent")
+	}
+	st := two.space.Stats()
+	if st.Received != n || st.Discarded != n || st.DiscardedRuns != 1 || st.SharedPages != 0 || st.BytesCopied != 0 {
+		t.Errorf("%+v", st)
+	}
+	if used := arena.VMAs.Used(); used != base {
+		t.Errorf("%d mappings counted, %d at first", used, base)
+	}
+}
+
 // unhelped lets what a fuzz target shares be used inside.
 type unhelped struct{ testing.TB }
 

@@ -270,8 +270,11 @@ func (s *source) skip(n int) {
 // put carries out the plan.
 func (b *bay) put(f *frame.Frame) error {
 	from := source{pieces: f.Pieces}
-	for i := 0; i < len(b.fills); {
+	for i, vacated := 0, 0; i < len(b.fills); {
 		if !b.fills[i].mapped {
+			if i >= vacated {
+				vacated = b.vacate(i)
+			}
 			var head []byte
 			if i == 0 {
 				head = b.head[:]
@@ -298,6 +301,25 @@ func (b *bay) put(f *frame.Frame) error {
 		}
 	}
 	return nil
+}
+
+// vacate discards at once what is in chain i and those after it that are its neighbours
+// in the guest's memory and to be copied to, and says which is the next.
+func (b *bay) vacate(i int) (next int) {
+	room := b.chain(i).Room
+	end := room[0].Addr
+	for next = i; next < len(b.fills) && !b.fills[next].mapped; next++ {
+		r := b.chain(next).Room
+		if len(r) != 1 || r[0].Addr != end {
+			break
+		}
+		end += memory.GPA(r[0].Len)
+	}
+	if next > i+1 {
+		// What it could not do Replace tries again, and has the error of.
+		_ = b.space.Discard(room[0].Addr, int(end-room[0].Addr))
+	}
+	return max(next, i+1)
 }
 
 // alike is how many chains from i on, and how many bytes, are neighbours in the
