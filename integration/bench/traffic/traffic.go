@@ -112,8 +112,8 @@ type Options struct {
 	Ways      []Way     // nil for all
 	Readings  []Reading // nil for all
 	Readers   int       // guests that read the same files; 0 for 4
-	Rounds    int       // of each way; 0 for 2
-	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 4 MiB
+	Rounds    int       // of each way, after one that does not count; 0 for 4
+	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 16 MiB
 	Exchanges int       // of messages; 0 for 200
 	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
 
@@ -150,8 +150,8 @@ func (o *Options) complete() []error {
 		o.Readings = Readings
 	}
 	o.Readers = cmp.Or(o.Readers, 4)
-	o.Rounds = cmp.Or(o.Rounds, 2)
-	o.Bytes = cmp.Or(o.Bytes, 4<<20)
+	o.Rounds = cmp.Or(o.Rounds, 4)
+	o.Bytes = cmp.Or(o.Bytes, 16<<20)
 	o.Exchanges = cmp.Or(o.Exchanges, 200)
 	o.Memory = cmp.Or(o.Memory, 384<<20)
 	o.Timeout = cmp.Or(o.Timeout, 15*time.Minute)

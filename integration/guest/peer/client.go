@@ -44,7 +44,7 @@ type client struct {
 	fileSize, ramSize int
 }
 
-// measure takes data in each way, once to warm up and then each round. The host
+// measure takes data in each way, a round's worth to warm up and then each round. The host
 // looks at its counters when it reads the lines that begin and end one.
 func measure(w solo.Words) error {
 	c := &client{w: w, server: w.Text("server", ""), p: make([]byte, 256<<10)}
@@ -108,7 +108,7 @@ func (c *client) take(way string, rounds int) error {
 	if err := sayCached("net=way way=" + way); err != nil {
 		return err
 	}
-	if _, err := run(max(1, n/8)); err != nil {
+	if _, err := run(n); err != nil {
 		return err
 	}
 	for round := range rounds {
