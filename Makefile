@@ -77,7 +77,7 @@ bench-disk: build guest lab ## measure a guest's disk beside QEMU's microvm, in 
 # An emulated host may be lost; the next goes on where it was.
 .PHONY: bench-share
 bench-share: build guest image lab ## measure how much memory guests of one image take together, in the lab
-	@rm -f build/bench/share.json
+	@mkdir -p build/bench && rm -f build/bench/share.json
 	@for try in 1 2 3 4; do \
 		timeout -k 20 7200 bin/disco lab --steady --nodes 1 --cpus 1 --memory 8G $(ARGS) -- bin/disco bench share --resume --timeout 20m --settle 10m --out build/bench/share $(SHARE) && break; \
 		[ $$? = 1 ] && [ $$try != 4 ] || exit 1; \
@@ -87,7 +87,7 @@ bench-share: build guest image lab ## measure how much memory guests of one imag
 # An emulated host may be lost; the next goes on where it was.
 .PHONY: bench-net
 bench-net: build guest lab ## measure how guests exchange data, beside QEMU's on taps, in the lab
-	@rm -f build/bench/net.json
+	@mkdir -p build/bench && rm -f build/bench/net.json
 	@status=1; for try in 1 2 3; do \
 		timeout -k 20 2700 bin/disco lab --steady --nodes 1 --cpus 1 --memory 4G $(ARGS) -- bin/disco bench net --resume --out build/bench/net $(NET) && status=0 && break; \
 		[ $$? = 1 ] || break; \
@@ -106,7 +106,7 @@ soak-memory: tiny ## ten million checked writes while pages move and are copied:
 # An emulated host may be lost; the next goes on where it was.
 .PHONY: bench-numa
 bench-numa: build guest lab ## measure how local a guest's memory is, by policy, in labs of 2 and 4 nodes: an hour
-	@for nodes in 2 4; do \
+	@mkdir -p build/bench; for nodes in 2 4; do \
 		rm -f build/bench/numa-$$nodes.json; \
 		for try in 1 2 3 4; do \
 			timeout -k 20 7200 bin/disco lab --steady --nodes $$nodes --cpus $$nodes $(ARGS) -- bin/disco bench numa --resume \
@@ -119,6 +119,7 @@ bench-numa: build guest lab ## measure how local a guest's memory is, by policy,
 
 .PHONY: bench-sched
 bench-sched: build guest lab ## measure how tickets divide CPUs, among tiny guests on this host and Linux guests in the lab: 20 minutes
+	@mkdir -p build/bench
 	@timeout -k 20 3600 bin/disco bench sched --many 1000 --out build/bench/sched $(ARGS)
 	@timeout -k 20 1200 bin/disco lab --steady --nodes 1 --cpus 1 -- bin/disco bench sched --linux --out build/bench/sched-linux
 
