@@ -12,6 +12,7 @@ import (
 type Row struct {
 	Program Program `json:"program"`
 	Way     Way     `json:"way"`
+	Turn    int     `json:"turn"`
 	Round   uint64  `json:"round"`
 	Ops     uint64  `json:"ops"`     // messages, or bytes of a stream that were asked for
 	Bytes   uint64  `json:"bytes"`   // that the client's program got
@@ -19,7 +20,7 @@ type Row struct {
 	carried
 	Exits *exits.Exits `json:"exits"` // of both guests
 	// Memory is what of the machine's holds the data, in bytes: page caches, as the
-	// guests' kernels count them, and the monitor's; of the first round only.
+	// guests' kernels count them, and the monitor's; of the first round of a turn only.
 	Memory *int64 `json:"memory,omitempty"`
 }
 

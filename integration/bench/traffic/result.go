@@ -21,9 +21,9 @@ type Results struct {
 	Retried   []string    `json:"retried"` // runs that lost a guest, and were done once more
 }
 
-// has is whether a program was measured.
-func (r *Results) has(p Program) bool {
-	return slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Program == p })
+// has is whether a program was measured in a turn.
+func (r *Results) has(p Program, turn int) bool {
+	return slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Program == p && row.Turn == turn })
 }
 
 // reading is how a reading went, or nil.

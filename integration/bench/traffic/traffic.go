@@ -112,7 +112,8 @@ type Options struct {
 	Ways      []Way     // nil for all
 	Readings  []Reading // nil for all
 	Readers   int       // guests that read the same files; 0 for 4
-	Rounds    int       // of each way, after one that does not count; 0 for 4
+	Turns     int       // how often each program is run; 0 for 2
+	Rounds    int       // of each way in a turn, after one that does not count; 0 for 2
 	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 16 MiB
 	Exchanges int       // of messages; 0 for 200
 	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
@@ -150,7 +151,8 @@ func (o *Options) complete() []error {
 		o.Readings = Readings
 	}
 	o.Readers = cmp.Or(o.Readers, 4)
-	o.Rounds = cmp.Or(o.Rounds, 4)
+	o.Turns = cmp.Or(o.Turns, 2)
+	o.Rounds = cmp.Or(o.Rounds, 2)
 	o.Bytes = cmp.Or(o.Bytes, 16<<20)
 	o.Exchanges = cmp.Or(o.Exchanges, 200)
 	o.Memory = cmp.Or(o.Memory, 384<<20)
@@ -185,17 +187,20 @@ func Benchmark(ctx context.Context, o Options) (*Results, error) {
 		r.Retried = append(r.Retried, "what ran the benchmark came to an end; gone on with what there was")
 	}
 	var failed []error
-	for _, p := range o.Programs {
-		if r.has(p) {
+	for _, l := range o.legs() {
+		if r.has(l.program, l.turn) {
 			continue
 		}
-		err := o.try(ctx, string(p), r, func(ctx context.Context) error {
-			rows, err := o.measure(ctx, p, counters)
-			if err == nil {
-				r.Rows = append(r.Rows, rows...)
-				err = o.keep(r)
+		err := o.try(ctx, string(l.program), r, func(ctx context.Context) error {
+			rows, err := o.measure(ctx, l.program, counters)
+			if err != nil {
+				return err
 			}
-			return err
+			for _, row := range rows {
+				row.Turn = l.turn
+				r.Rows = append(r.Rows, row)
+			}
+			return o.keep(r)
 		})
 		failed = append(failed, err)
 	}
@@ -214,6 +219,27 @@ func Benchmark(ctx context.Context, o Options) (*Results, error) {
 		failed = append(failed, err)
 	}
 	return r, errors.Join(failed...)
+}
+
+// leg is one run of a program.
+type leg struct {
+	program Program
+	turn    int
+}
+
+// legs are all runs: the programs in their order, then backwards, and so on. What
+// makes this host faster or slower in the course of it is shared by all of them.
+func (o *Options) legs() []leg {
+	var all []leg
+	for turn := range o.Turns {
+		for i, p := range o.Programs {
+			if turn%2 == 1 {
+				p = o.Programs[len(o.Programs)-1-i]
+			}
+			all = append(all, leg{p, turn})
+		}
+	}
+	return all
 }
 
 func (o *Options) keep(r *Results) error {

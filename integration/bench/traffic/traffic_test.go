@@ -174,6 +174,15 @@ func TestPromises(t *testing.T) {
 	}
 }
 
+// TestLegs: every program is run in each turn, and no program is always before another.
+func TestLegs(t *testing.T) {
+	o := Options{Programs: []Program{Auto, Never, QEMU}, Turns: 3}
+	want := []leg{{Auto, 0}, {Never, 0}, {QEMU, 0}, {QEMU, 1}, {Never, 1}, {Auto, 1}, {Auto, 2}, {Never, 2}, {QEMU, 2}}
+	if got := o.legs(); !reflect.DeepEqual(got, want) {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestResults(t *testing.T) {
 	r := sample()
 	path := filepath.Join(t.TempDir(), "net.json")
@@ -188,7 +197,7 @@ func TestResults(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(was, r) {
 		t.Errorf("%+v, %v", was, err)
 	}
-	if !was.has(Auto) || was.has(Vhost) || was.reading(ByDAX) == nil || was.reading(ByFUSE) != nil {
+	if !was.has(Auto, 0) || was.has(Auto, 1) || was.has(Vhost, 0) || was.reading(ByDAX) == nil || was.reading(ByFUSE) != nil {
 		t.Error("what is measured is not known")
 	}
 	// Five ways of five quantities, but messages take no memory that is counted.
