@@ -71,9 +71,13 @@ func TestHostTcpdump(t *testing.T) {
 	if program == "" {
 		program = "../../build/tcpdump/tcpdump"
 	}
-	out, err := exec.Command(program, "-n", "-tt", "-r", path).Output()
+	// Run by root, Debian's becomes the user of its package, which there need not be.
+	cmd := exec.Command(program, "-Z", "root", "-n", "-tt", "-r", path)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("tcpdump: %v (make tcpdump fetches it; or set DISCO_TCPDUMP)", err)
+		t.Fatalf("tcpdump: %v (make tcpdump fetches it; or set DISCO_TCPDUMP)\n%s", err, &said)
 	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	if len(lines) != 3 || lines[0] != "1767355200.123456 IP 10.64.0.2 > 10.64.0.3: ICMP echo request, id 0, seq 1, length 8" {
