@@ -105,12 +105,18 @@ func look() int {
 // TestLab boots one lab, from the outside: it needs QEMU and what `make lab` makes, and a
 // test program that is static (CGO_ENABLED=0).
 func TestLab(t *testing.T) {
-	for variable, name := range map[string]string{"DISCO_LAB_KERNEL": "vmlinuz", "DISCO_LAB_MODULES": "modules"} {
-		if os.Getenv(variable) == "" {
-			path, err := filepath.Abs(filepath.Join("..", "..", "build", "lab", name))
-			if err != nil {
-				t.Fatal(err)
-			}
+	for variable, name := range map[string]string{
+		"DISCO_LAB_KERNEL": "vmlinuz", "DISCO_LAB_MODULES": "modules", "DISCO_QEMU": "qemu/qemu-system-x86_64",
+	} {
+		if os.Getenv(variable) != "" {
+			continue
+		}
+		path, err := filepath.Abs(filepath.Join("..", "..", "build", "lab", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A QEMU that is new enough is not fetched.
+		if _, err := os.Stat(path); err == nil || variable != "DISCO_QEMU" {
 			t.Setenv(variable, path)
 		}
 	}
