@@ -178,6 +178,7 @@ type network struct {
 	uplink  *lan.Cable // or nil
 	tap     *tap.Tap   // or nil
 	gate    *flow.Gate // with a rate, or nil
+	manners netdev.Manners
 }
 
 // gate is that of a segment with a rate, or nil.
@@ -382,7 +383,7 @@ func (b *backends) openSegment(n *Net, device int, cfg *Config, log *slog.Logger
 	}
 	b.own(p.close)
 	b.ports = append(b.ports, p)
-	dev, err := netdev.New(netdev.Config{Switch: p.Port, MAC: p.mac, Pairs: min(cfg.CPUs, maxQueues), Log: log})
+	dev, err := netdev.New(netdev.Config{Switch: p.Port, Manners: &p.network.manners, MAC: p.mac, Pairs: min(cfg.CPUs, maxQueues), Log: log})
 	if err != nil {
 		b.refusals = append(b.refusals, err)
 		return

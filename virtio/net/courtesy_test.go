@@ -6,19 +6,27 @@ import (
 	"time"
 )
 
-// carry has a worker carry frames for some bytes, when a MiB takes so long in either
-// way, and says how much of it was carried while it gave way.
-func carry(c *courtesy, bytes int, eager, giving time.Duration) (gave float64) {
+// pair are the workers at the ends of a stream.
+type pair [2]courtesy
+
+func newPair(m *Manners) *pair { return &pair{{manners: m}, {manners: m}} }
+
+// carry has the workers carry frames for some bytes, when a MiB takes so long in either
+// way, and says how much of it was carried while both gave way. One alone that does
+// gains nothing.
+func (p *pair) carry(bytes int, eager, giving time.Duration) (gave float64) {
 	const frame = 60 << 10
 	n, ways := 0, 0
-	for giveWay := c.busy && c.giving; n*frame < bytes; n++ {
+	for ; n*frame < bytes; n++ {
 		took := eager
-		if giveWay {
+		if p[0].giving && p[1].giving {
 			took = giving
 			ways++
 		}
 		time.Sleep(took * frame >> 20)
-		giveWay = c.wait(frame)
+		for i := range p {
+			p[i].wait(frame)
+		}
 	}
 	return float64(ways) / float64(n)
 }
@@ -39,8 +47,7 @@ func TestCourtesy(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var k courtesy
-				if got := carry(&k, 4<<30, c.eager, c.giving); got < c.least || got > c.most {
+				if got := newPair(new(Manners)).carry(4<<30, c.eager, c.giving); got < c.least || got > c.most {
 					t.Errorf("gave way for %.3f of the bytes, want %.2f to %.2f", got, c.least, c.most)
 				}
 			})
@@ -48,37 +55,56 @@ func TestCourtesy(t *testing.T) {
 	}
 	t.Run("another stream", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			var k courtesy
-			carry(&k, 4<<30, ms, 2*ms)
+			k := newPair(new(Manners))
+			k.carry(4<<30, ms, 2*ms)
 			time.Sleep(2 * pause)
-			if got := carry(&k, 64<<20, 30*ms, 10*ms); got < 0.9 {
+			if got := k.carry(64<<20, 30*ms, 10*ms); got < 0.9 {
 				t.Errorf("gave way for %.3f of the bytes", got)
 			}
 		})
 	})
 	t.Run("what is faster changes", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			var k courtesy
-			carry(&k, 1<<30, ms, 20*ms)
-			carry(&k, 4<<30, 20*ms, ms)
-			if got := carry(&k, 1<<30, 20*ms, ms); got < 0.95 {
+			k := newPair(new(Manners))
+			k.carry(1<<30, ms, 20*ms)
+			k.carry(4<<30, 20*ms, ms)
+			if got := k.carry(1<<30, 20*ms, ms); got < 0.95 {
 				t.Errorf("gave way for %.3f of the bytes", got)
 			}
 		})
 	})
 }
 
+// TestMannersTogether: both ends of a stream try the other way at the same time, though
+// one of them has carried something else before.
+func TestMannersTogether(t *testing.T) {
+	const ms = time.Millisecond
+	for before := range 16 {
+		synctest.Test(t, func(t *testing.T) {
+			k := newPair(new(Manners))
+			for range before * lookWaits {
+				time.Sleep(10 * ms)
+				k[1].wait(300 << 10)
+			}
+			if got := k.carry(64<<20, 60*ms, 20*ms); got < 0.8 {
+				t.Errorf("after %d MiB of another's, gave way for %.3f of the bytes", before, got)
+			}
+		})
+	}
+}
+
 // TestCourtesyForMessages: nothing changes for messages, however many, and it ends with
 // what it was for.
 func TestCourtesyForMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var k courtesy
+		p := newPair(new(Manners))
+		k := &p[0]
 		for range 10_000 {
 			if k.wait(66) {
 				t.Fatal("gives way for messages")
 			}
 		}
-		carry(&k, 64<<20, 3*time.Millisecond, time.Millisecond)
+		p.carry(64<<20, 3*time.Millisecond, time.Millisecond)
 		if !k.wait(60 << 10) {
 			t.Fatal("does not give way for a stream")
 		}
@@ -89,11 +115,11 @@ func TestCourtesyForMessages(t *testing.T) {
 			t.Error("gives way for messages after a stream")
 		}
 		k.never = true
-		if carry(&k, 1<<20, time.Millisecond, time.Millisecond) != 0 || k.wait(60<<10) {
+		if k.wait(60 << 10) {
 			t.Error("gives way where it cannot")
 		}
 	})
-	var k courtesy
+	k := courtesy{manners: new(Manners)}
 	if n := testing.AllocsPerRun(1000, func() { k.wait(60 << 10) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

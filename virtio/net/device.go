@@ -20,6 +20,7 @@
 package netdev
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -95,6 +96,9 @@ type Config struct {
 	// Backend is the far end, or nil if Switch is.
 	Backend Backend
 	Switch  Switch
+	// Manners are those of all devices of the Switch's network; nil for the device's
+	// own. A Backend has none.
+	Manners *Manners
 	// MAC is the guest's address; zero for one made up at random.
 	MAC [6]byte
 	// Pairs is the number of queue pairs, 1 to MaxPairs; 0 for 1. It is cut to
@@ -120,7 +124,8 @@ type Stats struct {
 type Net struct {
 	backend Backend // or nil
 	sw      Switch  // or nil
-	far     far     // one of the two
+	manners *Manners
+	far     far // one of the two
 	log     *slog.Logger
 	pairs   int
 	config  config
@@ -189,7 +194,7 @@ func New(c Config) (*Net, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	n := &Net{backend: c.Backend, sw: c.Switch, far: end, log: c.Log, pairs: min(c.Pairs, end.Queues())}
+	n := &Net{backend: c.Backend, sw: c.Switch, manners: cmp.Or(c.Manners, new(Manners)), far: end, log: c.Log, pairs: min(c.Pairs, end.Queues())}
 	n.change = sync.NewCond(&n.mu)
 	n.config = config{mac: c.MAC, pairs: uint16(n.pairs), mtu: uint16(mtu)}
 	return n, nil

@@ -76,7 +76,7 @@ type sender struct {
 }
 
 func newSender(n *Net, pair int, q *virtio.Queue) *sender {
-	return &sender{net: n, sw: n.sw, pair: pair, queue: q, back: make(chan *packet, maxKept)}
+	return &sender{net: n, sw: n.sw, pair: pair, queue: q, back: make(chan *packet, maxKept), courtesy: courtesy{manners: n.manners}}
 }
 
 func (s *sender) run() {
