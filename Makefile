@@ -89,7 +89,7 @@ bench-share: build guest image lab ## measure how much memory guests of one imag
 bench-net: build guest lab ## measure how guests exchange data, beside QEMU's on taps, in the lab
 	@mkdir -p build/bench && rm -f build/bench/net.json
 	@status=1; for try in 1 2 3; do \
-		timeout -k 20 2700 bin/disco lab --steady --nodes 1 --cpus 1 --memory 4G $(ARGS) -- bin/disco bench net --resume --out build/bench/net $(NET) && status=0 && break; \
+		timeout -k 20 2700 bin/disco lab --steady --nodes 1 --cpus 1 --memory 6G $(ARGS) -- bin/disco bench net --resume --out build/bench/net $(NET) && status=0 && break; \
 		[ $$? = 1 ] || break; \
 	done; \
 	go run ./integration/bench/plot build/bench/net.json && exit $$status

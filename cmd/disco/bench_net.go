@@ -38,12 +38,15 @@ Readings, by which several guests read one file:
 The host divides the CPUs between disco's guests, as between QEMU's: what disco's own
 scheduler costs is not in it.
 
-It prints a table and writes FILE.json. It needs root, and makes a bridge and taps,
+The guests of all programs run at once, two each, and take turns: they want twice as
+much memory as --memory says for each program.
+
+It prints a table and writes FILE.json. It needs root, and makes bridges and taps,
 which are gone afterwards.`
 
 const benchNetExample = `  disco bench net
   disco bench net --programs auto,qemu --ways sendfile --bytes 64M --readings none
-  disco lab --memory 4G -- disco bench net`
+  disco lab --memory 6G -- disco bench net`
 
 // benchNet is one `disco bench net`.
 type benchNet struct {
@@ -71,18 +74,17 @@ func (b *benchNet) command() *cobra.Command {
 	flag("ways", "LIST", "", into(&b.o.Ways, traffic.ParseWays), "how data are taken (default all)")
 	flag("readings", "LIST", "", into(&b.o.Readings, traffic.ParseReadings), "how several guests read one file, or none (default all)")
 	flag("readers", "N", "4", into(&b.o.Readers, positive), "how many guests read one file")
-	flag("turns", "N", "2", into(&b.o.Turns, positive), "how often each program is run, in turn with the others")
-	flag("rounds", "N", "2", into(&b.o.Rounds, positive), "how often each way is measured in a turn")
+	flag("rounds", "N", "4", into(&b.o.Rounds, positive), "how often each way is measured with each program, by turns")
 	flag("bytes", "SIZE", "16M", into(&b.bytes, parseSize), "how much is taken in a round, and before the first one")
-	flag("exchanges", "N", "200", into(&b.o.Exchanges, positive), "how many messages are sent back in a round, and before the first one")
+	flag("exchanges", "N", "1000", into(&b.o.Exchanges, positive), "how many messages are sent back in a round, and before the first one")
 	flag("memory", "SIZE", "384M", into(&b.o.Memory, parseSize), "memory of each guest")
-	flag("timeout", "DURATION", "15m", into(&b.o.Timeout, positiveTime), "how long a program may take")
+	flag("timeout", "DURATION", "30m", into(&b.o.Timeout, positiveTime), "how long all ways together may take, and each reading")
 	f.StringVar(&b.o.Disk, "disk", "", "the server's disk in `FILE` (default: data.img beside the default guest's kernel)")
 	f.StringVar(&b.o.QEMU, "qemu", "", "QEMU's `PROGRAM` (default: the lab's)")
 	f.StringVar(&b.o.Kernel, "kernel", "", "the guests' kernel in `FILE` (default: the default guest's)")
 	f.StringVar(&b.o.Initrd, "initrd", "", "the guests' initrd in `FILE` (default: peer.img beside the default guest's)")
 	f.StringVar(&b.out, "out", "net", "write `FILE`.json")
-	f.BoolVar(&b.resume, "resume", false, "go on with FILE.json, which is written after each program: what it has of the same work is not measured again")
+	f.BoolVar(&b.resume, "resume", false, "go on with FILE.json, which is written after each way and reading: what it has of the same work is not measured again")
 	return c
 }
 
@@ -95,7 +97,9 @@ func (b *benchNet) run(ctx context.Context) error {
 		// on: here they are 50 times what they are elsewhere, so that is 32 ms. And it
 		// gives a device no more than goes out in a millisecond, by a rate that it
 		// overstates for that: here by ten, which is as much as there can be.
-		b.o.Cmdline += " sysctl.net.ipv4.tcp_tso_rtt_log=15 sysctl.net.ipv4.tcp_pacing_ss_ratio=1000 sysctl.net.ipv4.tcp_pacing_ca_ratio=1000"
+		// Those who are not measured just now are to be still: of two words nohz the last
+		// counts, and a tick of theirs were most of what is counted otherwise.
+		b.o.Cmdline += " nohz=on sysctl.net.ipv4.tcp_tso_rtt_log=15 sysctl.net.ipv4.tcp_pacing_ss_ratio=1000 sysctl.net.ipv4.tcp_pacing_ca_ratio=1000"
 	}
 	b.o.Keep = func(r *traffic.Results) error { return r.Result(b.setting(r)).Write(b.out + ".json") }
 	m := measurement[*traffic.Results]{
@@ -130,7 +134,7 @@ func (b *benchNet) setting(r *traffic.Results) string {
 	if b.o.Emulated {
 		setting += "\nIn the lab, whose CPUs are emulated: rates say nothing but by their ratios; counts and memory mean what they say." +
 			"\nAll guests take round trips below 32 ms for short (net.ipv4.tcp_tso_rtt_log), as these are 50 times as long here," +
-			"\nand give their devices what goes out in 10 ms, not 1 (net.ipv4.tcp_pacing_*_ratio)."
+			"\nand give their devices what goes out in 10 ms, not 1 (net.ipv4.tcp_pacing_*_ratio). They tick while they are busy (nohz=on)."
 	}
 	return setting
 }

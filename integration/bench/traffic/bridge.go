@@ -8,10 +8,9 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-const (
-	bridgeName = "disco-bench"
-	tapPrefix  = "disco-bench-"
-)
+// bridgePrefix begins the names of all links that are made here, which Linux has at
+// most 15 characters for.
+const bridgePrefix = "dbench-"
 
 // bridge is one of the host's, with taps on it.
 type bridge struct {
@@ -20,26 +19,30 @@ type bridge struct {
 	made []netlink.Link // of the taps, those that were made here
 }
 
-func newBridge() (*bridge, error) {
-	b := &bridge{link: &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}}}
+// newBridge makes that of a program's guests.
+func newBridge(p Program) (*bridge, error) {
+	name := bridgePrefix + string(p)
+	b := &bridge{link: &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}}
 	// One that a run which was killed has left.
-	if left, err := netlink.LinkByName(bridgeName); err == nil {
+	if left, err := netlink.LinkByName(name); err == nil {
 		if err := netlink.LinkDel(left); err != nil {
-			return nil, fmt.Errorf("bridge %s: %w", bridgeName, err)
+			return nil, fmt.Errorf("bridge %s: %w", name, err)
 		}
 	}
 	if err := netlink.LinkAdd(b.link); err != nil {
-		return nil, fmt.Errorf("bridge %s: %w: it takes root, and the kernel's module bridge", bridgeName, err)
+		return nil, fmt.Errorf("bridge %s: %w: it takes root, and the kernel's module bridge", name, err)
 	}
 	if err := netlink.LinkSetUp(b.link); err != nil {
-		return nil, errors.Join(fmt.Errorf("bridge %s: %w", bridgeName, err), b.close())
+		return nil, errors.Join(fmt.Errorf("bridge %s: %w", name, err), b.close())
 	}
 	return b, nil
 }
 
+func (b *bridge) name() string { return b.link.Name }
+
 // next is the name of another tap.
 func (b *bridge) next() string {
-	name := tapPrefix + strconv.Itoa(len(b.taps))
+	name := b.name() + "-" + strconv.Itoa(len(b.taps))
 	b.taps = append(b.taps, name)
 	return name
 }

@@ -27,7 +27,7 @@ type discoHost struct {
 func newDiscoHost(o *Options, p Program) (*discoHost, error) {
 	h := &discoHost{o: o, program: p}
 	if p == Tap {
-		b, err := newBridge()
+		b, err := newBridge(p)
 		if err != nil {
 			return nil, err
 		}
@@ -64,7 +64,7 @@ func (h *discoHost) net() vmm.Net {
 	if mode, ok := modes[h.program]; ok {
 		return vmm.Net{Kind: vmm.NetSegment, Segment: segmentName, Map: mode}
 	}
-	return vmm.Net{Kind: vmm.NetTap, Tap: h.bridge.next(), Bridge: bridgeName}
+	return vmm.Net{Kind: vmm.NetTap, Tap: h.bridge.next(), Bridge: h.bridge.name()}
 }
 
 // withFolder starts a guest that has no network but a shared folder.

@@ -9,8 +9,7 @@ import (
 // host runs guests of one monitor or several on one network, and counts what
 // becomes of their frames. Its methods are called by one goroutine.
 type host interface {
-	// start starts a guest; the first is the server, and has the disk. Lines for
-	// the guest come from input, which may be nil where the host takes none.
+	// start starts a guest; the first is the server, and has the disk.
 	start(name, words string, server bool) (*running, error)
 	// carried is what was carried so far.
 	carried() (carried, error)
@@ -52,7 +51,7 @@ type running struct {
 	name    string
 	console *console
 	ended   chan error   // gets how it ended, once
-	input   func(string) // hands a line to its console; nil where the host has no way to
+	input   func(string) // hands a line to its console
 }
 
 // await waits for an event of the guest that has the word key=value.

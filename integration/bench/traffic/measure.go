@@ -12,7 +12,6 @@ import (
 type Row struct {
 	Program Program `json:"program"`
 	Way     Way     `json:"way"`
-	Turn    int     `json:"turn"`
 	Round   uint64  `json:"round"`
 	Ops     uint64  `json:"ops"`     // messages, or bytes of a stream that were asked for
 	Bytes   uint64  `json:"bytes"`   // that the client's program got
@@ -20,7 +19,7 @@ type Row struct {
 	carried
 	Exits *exits.Exits `json:"exits"` // of both guests
 	// Memory is what of the machine's holds the data, in bytes: page caches, as the
-	// guests' kernels count them, and the monitor's; of the first round of a turn only.
+	// guests' kernels count them, and the monitor's; of the first round only.
 	Memory *int64 `json:"memory,omitempty"`
 }
 
@@ -28,42 +27,106 @@ type Row struct {
 func (o *Options) newHost(p Program) (host, error) {
 	switch p {
 	case QEMU, Vhost:
-		return newQEMUHost(o, p == Vhost)
+		return newQEMUHost(o, p)
 	default:
 		return newDiscoHost(o, p)
 	}
 }
 
-// measure runs a server and a client, and measures all ways.
-func (o *Options) measure(ctx context.Context, p Program, c *exits.Counters) (rows []Row, err error) {
+// pair is a program's two guests: a server, and a client that waits to be told what
+// to take from it.
+type pair struct {
+	o        *Options
+	program  Program
+	host     host
+	client   *running
+	counters *exits.Counters
+	costs    costs
+
+	// Of the way of now.
+	way    Way
+	cached uint64 // by the client, before
+}
+
+// start starts a program's guests.
+func (o *Options) start(ctx context.Context, p Program, c *exits.Counters) (_ *pair, server *running, err error) {
+	o.say("%s: boot", p)
 	h, err := o.newHost(p)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer func() { err = errors.Join(err, h.close()) }()
-	server, costs, err := o.serve(ctx, h)
-	if err != nil {
-		return nil, err
-	}
-	client, err := h.start("client", o.clientWords(), false)
-	if err != nil {
-		return nil, err
-	}
-	ctx, stop := watch(ctx, server)
-	defer stop()
-	f := follower{o: o, program: p, host: h, counters: c, costs: costs}
-	for {
-		e, err := client.next(ctx)
+	defer func() {
 		if err != nil {
-			return nil, err
+			err = errors.Join(err, h.close())
 		}
-		if e["net"] == "done" {
-			return f.rows, nil
+	}()
+	g := &pair{o: o, program: p, host: h, counters: c}
+	if server, g.costs, err = o.serve(ctx, h); err != nil {
+		return nil, nil, err
+	}
+	if g.client, err = h.start("client", o.clientWords(), false); err != nil {
+		return nil, nil, err
+	}
+	_, err = g.client.await(ctx, "net", "ready")
+	return g, server, err
+}
+
+// measure has all programs' guests running at once, and measures one at a time, those
+// ways that are not in r yet: a round of a way with each program, then the next. What
+// makes this host faster or slower for seconds is shared by all of them so.
+func (o *Options) measure(ctx context.Context, r *Results, c *exits.Counters) (err error) {
+	var pairs []*pair
+	defer func() {
+		for _, g := range pairs {
+			err = errors.Join(err, g.host.close())
 		}
-		if err := f.heed(e); err != nil {
-			return nil, client.lost(err)
+	}()
+	for _, p := range o.Programs {
+		g, server, err := o.start(ctx, p, c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		pairs = append(pairs, g)
+		watched, stop := watch(ctx, server)
+		defer stop()
+		ctx = watched
+	}
+	for _, w := range o.Ways {
+		if r.has(o.Programs, w) {
+			continue
+		}
+		rows, err := o.take(ctx, pairs, w)
+		if err != nil {
+			return err
+		}
+		r.Rows = append(r.Rows, rows...)
+		if err := o.keep(r); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// take measures a way with all programs: in their order, then backwards, and so on.
+func (o *Options) take(ctx context.Context, pairs []*pair, w Way) (rows []Row, err error) {
+	for _, g := range pairs {
+		if err := g.prepare(ctx, w); err != nil {
+			return nil, fmt.Errorf("%s, %s: %w", g.program, w, err)
+		}
+	}
+	for round := range o.Rounds {
+		for i, g := range pairs {
+			if round%2 == 1 {
+				g = pairs[len(pairs)-1-i]
+			}
+			row, err := g.round(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("%s, %s: %w", g.program, w, err)
+			}
+			rows = append(rows, row)
+		}
+	}
+	return rows, nil
 }
 
 // watch hears what a guest says until stop, and ends the context when it is lost:
@@ -115,46 +178,59 @@ func (o *Options) serve(ctx context.Context, h host) (*running, costs, error) {
 	return g, c, nil
 }
 
-// follower looks at the host's counters when the client says so.
-type follower struct {
-	o        *Options
-	program  Program
-	host     host
-	counters *exits.Counters
-	costs    costs
-
-	rows   []Row
-	cached uint64 // by the client, before the way
-	before carried
-}
-
-func (f *follower) heed(e event) (err error) {
-	switch e["net"] {
-	case "way":
-		f.cached, err = e.Number("cached")
-	case "begin":
-		if f.before, err = f.host.carried(); err == nil {
-			err = f.counters.Reset()
-		}
-	case "end":
-		err = f.end(e)
-	}
-	return err
-}
-
-func (f *follower) end(e event) error {
-	r := Row{Program: f.program, Way: Way(e["way"])}
-	var err error
-	if r.Exits, err = f.counters.Read(); err != nil {
-		return err
-	}
-	now, err := f.host.carried()
+// prepare has the client warm a way up.
+func (g *pair) prepare(ctx context.Context, w Way) error {
+	g.way = w
+	g.client.input("way " + string(w) + "\n")
+	e, err := g.client.await(ctx, "net", "way")
 	if err != nil {
 		return err
 	}
-	r.carried = now.since(f.before)
-	var nanos uint64
-	if err := e.Numbers(map[string]*uint64{"round": &r.Round, "ops": &r.Ops, "bytes": &r.Bytes, "nanos": &nanos}); err != nil {
+	if g.cached, err = e.Number("cached"); err != nil {
+		return g.client.lost(err)
+	}
+	_, err = g.client.await(ctx, "net", "warm")
+	return err
+}
+
+// round has the client go its way once, and looks at the host's counters when it says
+// that it begins and has ended.
+func (g *pair) round(ctx context.Context) (r Row, err error) {
+	g.client.input("round\n")
+	if _, err := g.client.await(ctx, "net", "begin"); err != nil {
+		return r, err
+	}
+	before, err := g.host.carried()
+	if err != nil {
+		return r, err
+	}
+	if err := g.counters.Reset(); err != nil {
+		return r, err
+	}
+	e, err := g.client.await(ctx, "net", "end")
+	if err != nil {
+		return r, err
+	}
+	r = Row{Program: g.program, Way: g.way}
+	if r.Exits, err = g.counters.Read(); err != nil {
+		return r, err
+	}
+	now, err := g.host.carried()
+	if err != nil {
+		return r, err
+	}
+	r.carried = now.since(before)
+	if err := g.fill(&r, e); err != nil {
+		return r, g.client.lost(err)
+	}
+	g.o.say("%-6s %-8s %8.1f %s, %.3f copies %v and %.3f mapped, %s%s", r.Program, r.Way, r.rate(), r.Way.unit(), r.copies(), r.CopiedBy, r.mapped(), size(r.Memory), r.Exits.Brief())
+	return r, nil
+}
+
+// fill takes from what the client said of a round.
+func (g *pair) fill(r *Row, e event) error {
+	var nanos, cached uint64
+	if err := e.Numbers(map[string]*uint64{"round": &r.Round, "ops": &r.Ops, "bytes": &r.Bytes, "nanos": &nanos, "cached": &cached}); err != nil {
 		return err
 	}
 	if nanos == 0 || r.Bytes == 0 || r.Delivered == 0 {
@@ -162,15 +238,9 @@ func (f *follower) end(e event) error {
 	}
 	r.Seconds = float64(nanos) / 1e9
 	if r.Round == 0 && r.Way != Echo {
-		cached, err := e.Number("cached")
-		if err != nil {
-			return err
-		}
-		m := int64(cached) - int64(f.cached) + int64(f.costs.of(r.Way)*float64(r.Bytes))
+		m := int64(cached) - int64(g.cached) + int64(g.costs.of(r.Way)*float64(r.Bytes))
 		r.Memory = &m
 	}
-	f.rows = append(f.rows, r)
-	f.o.say("%-6s %-8s %8.1f %s, %.3f copies %v and %.3f mapped, %s%s", r.Program, r.Way, r.rate(), r.Way.unit(), r.copies(), r.CopiedBy, r.mapped(), size(r.Memory), r.Exits.Brief())
 	return nil
 }
 

@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"fmt"
+	"io"
 	"os/exec"
 	"strconv"
 	"syscall"
@@ -18,12 +19,12 @@ type qemuHost struct {
 	ended     []chan struct{}
 }
 
-func newQEMUHost(o *Options, vhost bool) (*qemuHost, error) {
-	b, err := newBridge()
+func newQEMUHost(o *Options, p Program) (*qemuHost, error) {
+	b, err := newBridge(p)
 	if err != nil {
 		return nil, err
 	}
-	return &qemuHost{o: o, vhost: vhost, bridge: b}, nil
+	return &qemuHost{o: o, vhost: p == Vhost, bridge: b}, nil
 }
 
 func (h *qemuHost) start(name, words string, server bool) (*running, error) {
@@ -34,6 +35,11 @@ func (h *qemuHost) start(name, words string, server bool) (*running, error) {
 	g := &running{name: name, console: newConsole(), ended: make(chan error, 1)}
 	p := exec.Command(h.o.QEMU, h.arguments(tap, len(h.processes), words, server)...)
 	p.Stdout, p.Stderr = g.console, g.console
+	orders, err := p.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	g.input = func(line string) { _, _ = io.WriteString(orders, line) } // one that is gone is seen to be
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	if err := p.Start(); err != nil {
 		return nil, err

@@ -21,9 +21,23 @@ type Results struct {
 	Retried   []string    `json:"retried"` // runs that lost a guest, and were done once more
 }
 
-// has is whether a program was measured in a turn.
-func (r *Results) has(p Program, turn int) bool {
-	return slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Program == p && row.Turn == turn })
+// has is whether a way was measured with all of these programs, at once.
+func (r *Results) has(programs []Program, w Way) bool {
+	for _, p := range programs {
+		if r.values(p, w, (*Row).rate, nil) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// without leaves out the rows of ways that were not measured with all of these.
+func (r *Results) without(programs []Program) {
+	partly := map[Way]bool{}
+	for _, w := range Ways {
+		partly[w] = !r.has(programs, w)
+	}
+	r.Rows = slices.DeleteFunc(r.Rows, func(row Row) bool { return partly[row.Way] })
 }
 
 // reading is how a reading went, or nil.

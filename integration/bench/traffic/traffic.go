@@ -11,6 +11,10 @@
 // with QEMU carrying the frames and with the kernel's vhost-net. Then several guests
 // read the same files at once, by NFS and through a shared folder.
 //
+// All programs' guests run at once, and are measured by turns: one takes data, the
+// others are idle. What idle guests leave guest mode for, some times a second, is in
+// the counts of exits.
+//
 // Times are the client's. What is copied is counted as bytes of frames, with their
 // headers, per byte of frames that guests were given, in both directions: by the
 // segment's own counters, and by the taps', of which each byte is copied once by the
@@ -112,18 +116,17 @@ type Options struct {
 	Ways      []Way     // nil for all
 	Readings  []Reading // nil for all
 	Readers   int       // guests that read the same files; 0 for 4
-	Turns     int       // how often each program is run; 0 for 2
-	Rounds    int       // of each way in a turn, after one that does not count; 0 for 2
+	Rounds    int       // of each way, after one that does not count; 0 for 4
 	Bytes     int       // of a stream and of the file in memory, at most the file on the disk; 0 for 16 MiB
-	Exchanges int       // of messages; 0 for 200
+	Exchanges int       // of messages; 0 for 1000
 	Memory    uint64    // of each guest, in bytes; 0 for 384 MiB
 
-	Timeout  time.Duration // of each program or reading; 0 for a quarter of an hour
+	Timeout  time.Duration // of all ways together, and of each reading; 0 for half an hour
 	Emulated bool          // this host is: a run in which a guest is lost is done once more
 	Progress io.Writer     // what is being done; nil for nothing
 
 	Resume *Results             // what there is already and is not measured again; nil for nothing
-	Keep   func(*Results) error // called after each program; nil for nothing
+	Keep   func(*Results) error // called after each way and reading; nil for nothing
 }
 
 const vhostDevice = "/dev/vhost-net"
@@ -151,12 +154,11 @@ func (o *Options) complete() []error {
 		o.Readings = Readings
 	}
 	o.Readers = cmp.Or(o.Readers, 4)
-	o.Turns = cmp.Or(o.Turns, 2)
-	o.Rounds = cmp.Or(o.Rounds, 2)
+	o.Rounds = cmp.Or(o.Rounds, 4)
 	o.Bytes = cmp.Or(o.Bytes, 16<<20)
-	o.Exchanges = cmp.Or(o.Exchanges, 200)
+	o.Exchanges = cmp.Or(o.Exchanges, 1000)
 	o.Memory = cmp.Or(o.Memory, 384<<20)
-	o.Timeout = cmp.Or(o.Timeout, 15*time.Minute)
+	o.Timeout = cmp.Or(o.Timeout, 30*time.Minute)
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
@@ -184,25 +186,12 @@ func Benchmark(ctx context.Context, o Options) (*Results, error) {
 	r := &Results{Memory: o.Memory, Bytes: o.Bytes, Exchanges: o.Exchanges, Readers: o.Readers}
 	if was := o.Resume; was != nil && was.Memory == r.Memory && was.Bytes == r.Bytes && was.Exchanges == r.Exchanges && was.Readers == r.Readers {
 		r = was
+		r.without(o.Programs)
 		r.Retried = append(r.Retried, "what ran the benchmark came to an end; gone on with what there was")
 	}
 	var failed []error
-	for _, l := range o.legs() {
-		if r.has(l.program, l.turn) {
-			continue
-		}
-		err := o.try(ctx, string(l.program), r, func(ctx context.Context) error {
-			rows, err := o.measure(ctx, l.program, counters)
-			if err != nil {
-				return err
-			}
-			for _, row := range rows {
-				row.Turn = l.turn
-				r.Rows = append(r.Rows, row)
-			}
-			return o.keep(r)
-		})
-		failed = append(failed, err)
+	if len(o.Programs) > 0 && slices.ContainsFunc(o.Ways, func(w Way) bool { return !r.has(o.Programs, w) }) {
+		failed = append(failed, o.try(ctx, "streams and messages", r, func(ctx context.Context) error { return o.measure(ctx, r, counters) }))
 	}
 	for _, how := range o.Readings {
 		if r.reading(how) != nil {
@@ -219,27 +208,6 @@ func Benchmark(ctx context.Context, o Options) (*Results, error) {
 		failed = append(failed, err)
 	}
 	return r, errors.Join(failed...)
-}
-
-// leg is one run of a program.
-type leg struct {
-	program Program
-	turn    int
-}
-
-// legs are all runs: the programs in their order, then backwards, and so on. What
-// makes this host faster or slower in the course of it is shared by all of them.
-func (o *Options) legs() []leg {
-	var all []leg
-	for turn := range o.Turns {
-		for i, p := range o.Programs {
-			if turn%2 == 1 {
-				p = o.Programs[len(o.Programs)-1-i]
-			}
-			all = append(all, leg{p, turn})
-		}
-	}
-	return all
 }
 
 func (o *Options) keep(r *Results) error {
@@ -296,12 +264,8 @@ func (o *Options) serverWords() string {
 }
 
 func (o *Options) clientWords() string {
-	var ways []string
-	for _, w := range o.Ways {
-		ways = append(ways, string(w))
-	}
-	return fmt.Sprintf("%s disco.task=measure disco.address=%s disco.server=%s disco.ways=%s disco.rounds=%d disco.bytes=%d disco.exchanges=%d disco.file=%d disco.ram=%d",
-		o.Cmdline, address(0), serverAddress, strings.Join(ways, ","), o.Rounds, o.Bytes, o.Exchanges, FileSize, o.Bytes)
+	return fmt.Sprintf("%s disco.task=measure disco.address=%s disco.server=%s disco.bytes=%d disco.exchanges=%d disco.file=%d disco.ram=%d",
+		o.Cmdline, address(0), serverAddress, o.Bytes, o.Exchanges, FileSize, o.Bytes)
 }
 
 var pageSize = uint64(os.Getpagesize())

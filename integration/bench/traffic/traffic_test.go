@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -174,15 +175,6 @@ func TestPromises(t *testing.T) {
 	}
 }
 
-// TestLegs: every program is run in each turn, and no program is always before another.
-func TestLegs(t *testing.T) {
-	o := Options{Programs: []Program{Auto, Never, QEMU}, Turns: 3}
-	want := []leg{{Auto, 0}, {Never, 0}, {QEMU, 0}, {QEMU, 1}, {Never, 1}, {Auto, 1}, {Auto, 2}, {Never, 2}, {QEMU, 2}}
-	if got := o.legs(); !reflect.DeepEqual(got, want) {
-		t.Errorf("%v", got)
-	}
-}
-
 func TestResults(t *testing.T) {
 	r := sample()
 	path := filepath.Join(t.TempDir(), "net.json")
@@ -197,8 +189,16 @@ func TestResults(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(was, r) {
 		t.Errorf("%+v, %v", was, err)
 	}
-	if !was.has(Auto, 0) || was.has(Auto, 1) || was.has(Vhost, 0) || was.reading(ByDAX) == nil || was.reading(ByFUSE) != nil {
+	if !was.has([]Program{Auto, QEMU}, Echo) || was.has([]Program{Auto, Vhost}, Echo) || was.reading(ByDAX) == nil || was.reading(ByFUSE) != nil {
 		t.Error("what is measured is not known")
+	}
+	all := len(was.Rows)
+	if was.without([]Program{Auto, QEMU}); len(was.Rows) != all {
+		t.Errorf("%d rows of %d are left, though all ways were measured", len(was.Rows), all)
+	}
+	was.Rows = slices.DeleteFunc(was.Rows, func(row Row) bool { return row.Program == QEMU && row.Way != NFS })
+	if was.without([]Program{Auto, QEMU}); len(was.Rows) == 0 || slices.ContainsFunc(was.Rows, func(row Row) bool { return row.Way != NFS }) {
+		t.Errorf("of ways that were measured in part there is left: %+v", was.Rows)
 	}
 	// Five ways of five quantities, but messages take no memory that is counted.
 	if len(res.Series) != 5*5-1+1 {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -42,94 +44,113 @@ type client struct {
 	bytes, exchanges  int
 	p                 []byte
 	fileSize, ramSize int
+
+	way string
+	// run takes so many bytes or messages by the way, and says how many bytes came.
+	run    func(n int) (int, error)
+	n      int // of a round
+	rounds int // so far
+	leave  func()
 }
 
-// measure takes data in each way, a round's worth to warm up and then each round. The host
-// looks at its counters when it reads the lines that begin and end one.
+// measure takes data when a line comes on the console: "way" and its name has it
+// prepare one and take a round's worth to warm up, "round" has it take as much again.
+// The host looks at its counters when it reads the lines that begin and end a round.
 func measure(w solo.Words) error {
-	c := &client{w: w, server: w.Text("server", ""), p: make([]byte, 256<<10)}
+	c := &client{w: w, server: w.Text("server", ""), p: make([]byte, 256<<10), leave: func() {}}
 	var err error
 	if c.own, err = connectLink(w); err != nil {
 		return err
 	}
-	rounds := 0
 	for _, n := range []struct {
 		name      string
 		to        *int
 		otherwise int
 	}{
-		{"rounds", &rounds, 1}, {"bytes", &c.bytes, 16 << 20}, {"exchanges", &c.exchanges, 500},
+		{"bytes", &c.bytes, 16 << 20}, {"exchanges", &c.exchanges, 500},
 		{"file", &c.fileSize, 64 << 20}, {"ram", &c.ramSize, 16 << 20},
 	} {
 		if *n.to, err = w.Number(n.name, n.otherwise); err != nil {
 			return err
 		}
 	}
-	for _, way := range strings.Split(w.Text("ways", wayWrite), ",") {
-		if err := c.take(way, rounds); err != nil {
-			return fmt.Errorf("%s: %w", way, err)
+	solo.Say("net=ready")
+	orders := bufio.NewScanner(os.Stdin)
+	for orders.Scan() {
+		verb, way, _ := strings.Cut(orders.Text(), " ")
+		switch {
+		case verb == "way":
+			c.leave()
+			c.way, c.rounds = way, 0
+			err = c.prepare()
+		case verb == "round" && c.run != nil:
+			err = c.round()
+		default:
+			err = errors.New("there is no such order")
+		}
+		if err != nil {
+			return fmt.Errorf("%q: %w", orders.Text(), err)
 		}
 	}
-	solo.Say("net=done")
-	return nil
+	return fmt.Errorf("console: %w", cmp.Or(orders.Err(), io.EOF))
 }
 
-// take prepares a way and goes it.
-func (c *client) take(way string, rounds int) error {
-	// run takes so many bytes or messages, and says how many bytes came.
-	var run func(n int) (int, error)
-	n := c.bytes
-	if way == wayNFS {
+// prepare finds the way and goes it once.
+func (c *client) prepare() error {
+	c.n = c.bytes
+	if c.way == wayNFS {
 		if err := mountNFS(c.w, c.own, mountPoint); err != nil {
 			return err
 		}
-		defer unix.Unmount(mountPoint, unix.MNT_DETACH)
-		run = c.readFile
+		c.leave = func() { _ = unix.Unmount(mountPoint, unix.MNT_DETACH) }
+		c.run = c.readFile
 	} else {
 		s, err := dial(c.server, port)
 		if err != nil {
 			return err
 		}
-		defer unix.Close(s)
-		switch way {
+		c.leave = func() { unix.Close(s) }
+		switch c.way {
 		case wayWrite:
-			run = func(n int) (int, error) { return n, c.stream(s, sendWritten, n, chunk) }
+			c.run = func(n int) (int, error) { return n, c.stream(s, sendWritten, n, chunk) }
 		case waySendfile:
-			run = func(n int) (int, error) { return n, c.stream(s, sendFile, n, c.fileSize) }
+			c.run = func(n int) (int, error) { return n, c.stream(s, sendFile, n, c.fileSize) }
 		case wayRAM:
-			run = func(n int) (int, error) { return n, c.stream(s, sendRAM, n, c.ramSize) }
+			c.run = func(n int) (int, error) { return n, c.stream(s, sendRAM, n, c.ramSize) }
 		case wayEcho:
-			n = c.exchanges
-			run = func(n int) (int, error) { return n * messageSize, c.exchange(s, n) }
+			c.n = c.exchanges
+			c.run = func(n int) (int, error) { return n * messageSize, c.exchange(s, n) }
 		default:
 			return errors.New("there is no such way")
 		}
 	}
-	if err := sayCached("net=way way=" + way); err != nil {
+	if err := sayCached("net=way way=" + c.way); err != nil {
 		return err
 	}
-	if _, err := run(n); err != nil {
+	if _, err := c.run(c.n); err != nil {
 		return err
 	}
-	for round := range rounds {
-		if err := forget(); err != nil {
-			return err
-		}
-		solo.Say("net=begin way=%s round=%d", way, round)
-		time.Sleep(still)
-		began := time.Now()
-		got, err := run(n)
-		took := time.Since(began)
-		if err != nil {
-			return err
-		}
-		time.Sleep(still)
-		line := fmt.Sprintf("net=end way=%s round=%d ops=%d bytes=%d nanos=%d", way, round, n, got, took.Nanoseconds())
-		if err := sayCached(line); err != nil {
-			return err
-		}
-	}
+	solo.Say("net=warm way=%s", c.way)
 	return nil
+}
+
+// round goes the way once more, and says how long that took.
+func (c *client) round() error {
+	if err := forget(); err != nil {
+		return err
+	}
+	solo.Say("net=begin way=%s round=%d", c.way, c.rounds)
+	time.Sleep(still)
+	began := time.Now()
+	got, err := c.run(c.n)
+	took := time.Since(began)
+	if err != nil {
+		return err
+	}
+	time.Sleep(still)
+	line := fmt.Sprintf("net=end way=%s round=%d ops=%d bytes=%d nanos=%d", c.way, c.rounds, c.n, got, took.Nanoseconds())
+	c.rounds++
+	return sayCached(line)
 }
 
 // forget empties the page cache.

@@ -8,8 +8,8 @@
 //	                    protocol of server.go, until disco.clients have left;
 //	                    disco.rw=1 has it mounted writable, disco.bytes is how much of
 //	                    a file is kept in memory
-//	disco.task=measure  takes data from disco.server in each of disco.ways, as they
-//	                    are in client.go, disco.rounds times, and powers off
+//	disco.task=measure  takes data from disco.server in the ways of client.go, as it
+//	                    is told to
 //	disco.task=files    mounts what disco.way says (nfs from disco.server, or the
 //	                    shared folder disco.tag by dax or fuse), reads the file
 //	                    disco.name there when it is told to, and stays
