@@ -16,18 +16,28 @@ import (
 // for it is parked by Go's poller and holds no thread, or waits in the kernel with its
 // thread (see wait).
 //
+// Each kick wakes who waits by Go's poller, which looks for edges, whether or not
+// the eventfd was read since the last; so it need not be, where something else says
+// what a kick says that comes while nobody waits.
+//
 // Locks: mu, innermost.
 type doorbell struct {
 	fd     int // for KVM, and for ring; Go's poller does not know it
 	silent atomic.Bool
-	buf    [8]byte // of the one goroutine that waits, as is
+	rung   atomic.Bool // by ring, since the last wait
 	poll   unix.PollFd
+
+	// Of the one goroutine that waits, as are the next two and poll.
+	buf   [8]byte
+	there func() bool
+	slept bool
 
 	mu     sync.RWMutex // fd is not closed while it is written to
 	closed bool
 	ear    *os.File // what Go's poller listens at, a duplicate of fd; nil if it does not
 	conn   syscall.RawConn
 	take   func(fd uintptr) bool
+	edge   func(fd uintptr) bool
 }
 
 var kick = [8]byte{1}
@@ -38,7 +48,7 @@ func newDoorbell() (*doorbell, error) {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	d := &doorbell{fd: fd, poll: unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}}
-	d.take = d.taken
+	d.take, d.edge = d.taken, d.woken
 	if err := d.listen(); err != nil {
 		d.close()
 		return nil, err
@@ -81,6 +91,7 @@ func (d *doorbell) forget() {
 
 // ring does what a kick does. After close it does nothing.
 func (d *doorbell) ring() {
+	d.rung.Store(true)
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if !d.closed {
@@ -92,15 +103,24 @@ func (d *doorbell) ring() {
 // error when it was silenced. With its thread the caller is woken by the kernel as
 // that thread's policy says, and nobody else is. It waits so, too, where the process
 // has no file descriptor left for the other way.
-func (d *doorbell) wait(withThread bool) error {
+//
+// With there it returns when that is true as well, and a kick of the driver's that came
+// before is not heard by itself: there asks for kicks from now on, and then says whether
+// one would have come too early. That saves the two reads of the eventfd that each wait
+// has else, and the third time that the poller is woken by them.
+func (d *doorbell) wait(withThread bool, there func() bool) error {
 	if !withThread && (d.conn != nil || d.listen() == nil) {
-		return d.conn.Read(d.take)
+		if there == nil {
+			return d.conn.Read(d.take)
+		}
+		d.there, d.slept = there, false
+		return d.conn.Read(d.edge)
 	}
 	if d.conn != nil {
 		d.ignore()
 	}
 	for !d.silent.Load() {
-		if d.taken(uintptr(d.fd)) {
+		if d.taken(uintptr(d.fd)) || there != nil && there() {
 			return nil
 		}
 		_, _, _ = unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&d.poll)), 1, 0, 0, 0, 0)
@@ -108,10 +128,21 @@ func (d *doorbell) wait(withThread bool) error {
 	return os.ErrDeadlineExceeded
 }
 
+// woken is false once, before the poller waits, if there is nothing yet.
+func (d *doorbell) woken(uintptr) bool {
+	if d.slept {
+		d.rung.Store(false) // what it was rung for was done before
+		return true
+	}
+	d.slept = true
+	return d.rung.Swap(false) || d.there()
+}
+
 // taken says whether the doorbell had been rung. The call is one of a few hundred
 // nanoseconds that never blocks: were Go's runtime told of it, it would wake the
 // thread that looks after those that do, for each kick.
 func (d *doorbell) taken(fd uintptr) bool {
+	d.rung.Store(false)
 	_, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&d.buf)), uintptr(len(d.buf)))
 	return errno != unix.EAGAIN
 }

@@ -1,6 +1,8 @@
 package virtio
 
 import (
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,7 +22,7 @@ func TestDoorbell(t *testing.T) {
 	go func() {
 		defer close(heard)
 		for withThread := range ways {
-			heard <- d.wait(withThread)
+			heard <- d.wait(withThread, nil)
 		}
 	}()
 	for i := range 200 {
@@ -62,8 +64,72 @@ func TestDoorbell(t *testing.T) {
 	d.close()
 	d.ring()
 	d.silence()
-	if d.wait(false) == nil || d.wait(true) == nil {
+	if d.wait(false, nil) == nil || d.wait(true, nil) == nil {
 		t.Error("a closed doorbell is heard")
+	}
+}
+
+// TestDoorbellUnread: whoever asks for kicks, and looks at what there is, misses none,
+// though nobody reads what kicks came while nobody waited; nor what the doorbell was
+// rung for.
+func TestDoorbellUnread(t *testing.T) {
+	d, err := newDoorbell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	const n = 20000
+	var made, rings atomic.Int64
+	var asked atomic.Bool
+	progress := make(chan int64, 1)
+	go func() { // the driver: kicks if it is asked to
+		for i := range int64(n) {
+			made.Add(1)
+			if asked.Swap(false) {
+				if _, err := unix.Write(d.fd, kick[:]); err != nil {
+					t.Error(err)
+				}
+			}
+			switch {
+			case i%7 == 0:
+				rings.Add(1)
+				d.ring()
+			case i%11 == 0:
+				time.Sleep(time.Microsecond) // the other waits by now
+			case i%64 == 0:
+				runtime.Gosched()
+			}
+		}
+	}()
+	go func() {
+		defer close(progress)
+		var seen, heard int64
+		there := func() bool {
+			asked.Store(true)
+			return made.Load() != seen
+		}
+		for i := 0; seen < n; i++ {
+			if err := d.wait(i/500%4 == 3, there); err != nil {
+				t.Error(err)
+				return
+			}
+			asked.Store(false)
+			seen, heard = made.Load(), rings.Load()
+		}
+		progress <- heard
+	}()
+	select {
+	case <-progress:
+	case <-time.After(time.Minute):
+		t.Fatalf("asleep, with %d made", made.Load())
+	}
+
+	// Without anything to look for, rings alone are heard, also those that came before.
+	for range 100 {
+		d.ring()
+		if err := d.wait(false, never); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -76,7 +142,7 @@ func TestDoorbellWithoutDescriptors(t *testing.T) {
 	}
 	defer d.close()
 	d.ring()
-	if err := d.wait(true); err != nil {
+	if err := d.wait(true, nil); err != nil {
 		t.Fatal(err)
 	}
 	var most unix.Rlimit
@@ -87,7 +153,7 @@ func TestDoorbellWithoutDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.ring()
-	heard := d.wait(false)
+	heard := d.wait(false, nil)
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &most); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +161,7 @@ func TestDoorbellWithoutDescriptors(t *testing.T) {
 		t.Errorf("heard %v", heard)
 	}
 	d.ring()
-	if err := d.wait(false); err != nil || d.conn == nil {
+	if err := d.wait(false, nil); err != nil || d.conn == nil {
 		t.Errorf("heard %v, and the poller does not listen again", err)
 	}
 }
@@ -109,9 +175,12 @@ func TestDoorbellDoesNotAllocate(t *testing.T) {
 	defer d.close()
 	for _, withThread := range []bool{false, true} {
 		d.ring() // the first wait in a way takes that way
-		_ = d.wait(withThread)
-		if n := testing.AllocsPerRun(1000, func() { d.ring(); _ = d.wait(withThread) }); n != 0 {
+		_ = d.wait(withThread, nil)
+		if n := testing.AllocsPerRun(1000, func() { d.ring(); _ = d.wait(withThread, nil) }); n != 0 {
 			t.Errorf("with its thread %v: %v allocations", withThread, n)
+		}
+		if n := testing.AllocsPerRun(1000, func() { d.ring(); _ = d.wait(withThread, never) }); n != 0 {
+			t.Errorf("with its thread %v, unread: %v allocations", withThread, n)
 		}
 	}
 }

@@ -85,7 +85,8 @@ type Queue struct {
 	next  uint16 // the available index that comes next
 	entry [descriptorSize]byte
 
-	givesWay bool // of the goroutine that calls Heard
+	givesWay bool        // of the goroutine that calls Rest or Heard
+	listen   func() bool // is Listen
 
 	// Of the goroutine that calls Done and Flush.
 	done      uint16        // the used index that comes next
@@ -127,6 +128,7 @@ func NewQueue(c QueueConfig) (*Queue, error) {
 			return nil, fmt.Errorf("queue %d: %s: %w", c.Index, r.name, err)
 		}
 	}
+	q.listen = q.Listen
 	if q.bell, err = newDoorbell(); err != nil {
 		q.unpin()
 		return nil, fmt.Errorf("queue %d: %w", c.Index, err)
@@ -335,18 +337,29 @@ func (q *Queue) usedEvent() uint16 { return q.avail.load16(ringEntries + 2*uint3
 // device is stopping. It enables the driver's kicks only while it waits.
 func (q *Queue) Wait() bool {
 	for !q.ready() {
-		if q.stopping.Load() {
+		if !q.Rest(true) {
 			return false
 		}
-		q.notify(true)
-		// The driver may have added a chain, and not kicked, just before.
-		if !q.ready() && q.bell.wait(false) != nil {
-			return false
-		}
-		q.notify(false)
 	}
 	return true
 }
+
+// Rest blocks until a chain is available, if chains are asked for, or there was a
+// kick, by the driver or by Kick; not every return has a reason. It returns false when
+// the device is stopping. It enables the driver's kicks only while it waits.
+func (q *Queue) Rest(chains bool) bool {
+	there := q.listen
+	if !chains {
+		there = never
+	}
+	if q.stopping.Load() || q.bell.wait(q.givesWay, there) != nil {
+		return false
+	}
+	q.Ignore()
+	return !q.stopping.Load()
+}
+
+func never() bool { return false }
 
 // Listen has the driver kick when it makes the next chain available, and says
 // whether there is one already. It is for who calls Next, where somebody else
@@ -363,7 +376,7 @@ func (q *Queue) Ignore() { q.notify(false) }
 // returned last. It returns false when the device is stopping. It is for one
 // goroutine at a time, which need not be the one that calls Next.
 func (q *Queue) Heard() bool {
-	return !q.stopping.Load() && q.bell.wait(q.givesWay) == nil && !q.stopping.Load()
+	return !q.stopping.Load() && q.bell.wait(q.givesWay, nil) == nil && !q.stopping.Load()
 }
 
 // notify asks for kicks, or to be spared them. With the event index a kick is

@@ -15,8 +15,11 @@ import (
 const (
 	// moderateBytes is the longest frame whose interrupt is put off.
 	moderateBytes = 4 << 10
-	// moderateTime is for how long.
-	moderateTime = 10 * time.Millisecond
+	// moderateTime is for how long, and moderateLong after moderateTrust were saved in a
+	// row: to wake up and look costs more than a message's other interrupt.
+	moderateTime  = 10 * time.Millisecond
+	moderateLong  = 50 * time.Millisecond
+	moderateTrust = 64
 	// After an interrupt that was put off in vain so many are not, twice as many after
 	// the next such one, and one less for each that was saved: somebody may wait for
 	// them (a queue limit of Linux's, a packet socket).
@@ -29,6 +32,7 @@ type moderation struct {
 	since   time.Time // when one was put off; zero if none is
 	timer   *time.Timer
 	ticking atomic.Bool
+	saved   int // in a row
 	penalty int // of the last that was put off in vain
 	skip    int // how many are not put off
 }
@@ -46,7 +50,15 @@ func (m *moderation) show(q *virtio.Queue) {
 		return
 	}
 	m.since = time.Now()
-	m.arm(q, moderateTime)
+	m.arm(q, m.patience())
+}
+
+// patience is for how long an interrupt is put off.
+func (m *moderation) patience() time.Duration {
+	if m.saved >= moderateTrust {
+		return moderateLong
+	}
+	return moderateTime
 }
 
 // flush gives frames back, and puts nothing off.
@@ -60,16 +72,17 @@ func (m *moderation) look(q *virtio.Queue) {
 	if m.since.IsZero() {
 		return
 	}
-	left := moderateTime - time.Since(m.since)
+	left := m.patience() - time.Since(m.since)
 	switch {
 	case q.Untold() == 0:
 		m.since = time.Time{}
+		m.saved++
 		m.penalty = max(m.penalty-1, 0)
 	case left > 0:
 		m.arm(q, left)
 	default:
 		m.penalty = min(max(leastPenalty, 2*m.penalty), mostPenalty)
-		m.skip = m.penalty
+		m.skip, m.saved = m.penalty, 0
 		m.flush(q)
 	}
 }

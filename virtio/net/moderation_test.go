@@ -83,6 +83,50 @@ func TestModeration(t *testing.T) {
 	})
 }
 
+// TestModerationTrusts: after many interrupts that were saved the worker looks less
+// often, until one was put off in vain.
+func TestModerationTrusts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := virtiotest.New(t, virtiotest.Options{})
+		d.Features = virtio.FeatureEventIndex
+		r := d.NewRing(64, d.Features)
+		q := d.Queue(r, 0)
+		defer q.Close()
+		var m moderation
+		defer m.end(q)
+		send := func() {
+			var chain virtio.Chain
+			r.Add([][]byte{{1}}, nil)
+			if !q.Next(&chain) {
+				t.Fatal("no frame")
+			}
+			q.Done(&chain, 0)
+			m.show(q)
+		}
+		for range moderateTrust {
+			send()
+			r.Take()
+			m.look(q)
+		}
+		time.Sleep(2 * moderateTime)
+		send()
+		time.Sleep(2 * moderateTime)
+		m.look(q)
+		if got := r.Interrupts(); got != 0 {
+			t.Fatalf("%d interrupts, and the driver has looked %d times by itself", got, moderateTrust)
+		}
+		time.Sleep(moderateLong)
+		m.look(q)
+		if got := r.Interrupts(); got != 1 {
+			t.Fatalf("%d interrupts for a frame that the driver does not look for", got)
+		}
+		r.Take()
+		if m.patience() != moderateTime {
+			t.Error("it is trusted still")
+		}
+	})
+}
+
 // TestModerationWithoutEvents: a driver that can not say what it knows is interrupted at
 // once.
 func TestModerationWithoutEvents(t *testing.T) {

@@ -92,14 +92,9 @@ func (s *sender) run() {
 		s.queue.End(mark)
 		s.giveWay()
 		// With every packet kept the next that is done kicks.
-		if s.spare() && s.queue.Listen() {
-			s.queue.Ignore()
-			continue
-		}
-		if !s.queue.Heard() {
+		if !s.queue.Rest(s.spare()) {
 			return
 		}
-		s.queue.Ignore()
 	}
 }
 
