@@ -96,6 +96,9 @@ func (g *Guest) Run(ctx context.Context) (Outcome, error) {
 	g.mu.Lock()
 	n := threads(&g.cfg, g.place)
 	g.mu.Unlock()
+	if err := slackenSysmon(); err != nil {
+		g.log.Debug("Go's sysmon looks often", "err", err)
+	}
 	processors.begin(n)
 	defer processors.end(n)
 	g.clock.mark(&g.clock.started)
