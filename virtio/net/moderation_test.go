@@ -9,28 +9,36 @@ import (
 	"disco/virtio/virtiotest"
 )
 
+// newTransmitRing is a driver's ring and the device's side of it.
+func newTransmitRing(t *testing.T, features uint64) (*virtiotest.Ring, *virtio.Queue) {
+	d := virtiotest.New(t, virtiotest.Options{})
+	d.Features = features
+	r := d.NewRing(64, features)
+	return r, d.Queue(r, 0)
+}
+
+// sendOne has the driver send a frame, and the worker give it back.
+func sendOne(t *testing.T, r *virtiotest.Ring, q *virtio.Queue, m *moderation) {
+	t.Helper()
+	var chain virtio.Chain
+	r.Add([][]byte{{1}}, nil)
+	if !q.Next(&chain) {
+		t.Fatal("no frame")
+	}
+	q.Done(&chain, 0)
+	m.show(q)
+}
+
 // TestModeration: a driver that finds out by itself that its frame was sent is not
 // interrupted for it, one that does not is a little later, and from then on at once
 // for a while.
 func TestModeration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := virtiotest.New(t, virtiotest.Options{})
-		d.Features = virtio.FeatureEventIndex
-		r := d.NewRing(64, d.Features)
-		q := d.Queue(r, 0)
+		r, q := newTransmitRing(t, virtio.FeatureEventIndex)
 		defer q.Close()
 		var m moderation
 		defer m.end(q)
-		send := func() {
-			t.Helper()
-			var chain virtio.Chain
-			r.Add([][]byte{{1}}, nil)
-			if !q.Next(&chain) {
-				t.Fatal("no frame")
-			}
-			q.Done(&chain, 0)
-			m.show(q)
-		}
+		send := func() { t.Helper(); sendOne(t, r, q, &m) }
 		free := func(n int) {
 			t.Helper()
 			for range n {
@@ -87,29 +95,17 @@ func TestModeration(t *testing.T) {
 // often, until one was put off in vain.
 func TestModerationTrusts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := virtiotest.New(t, virtiotest.Options{})
-		d.Features = virtio.FeatureEventIndex
-		r := d.NewRing(64, d.Features)
-		q := d.Queue(r, 0)
+		r, q := newTransmitRing(t, virtio.FeatureEventIndex)
 		defer q.Close()
 		var m moderation
 		defer m.end(q)
-		send := func() {
-			var chain virtio.Chain
-			r.Add([][]byte{{1}}, nil)
-			if !q.Next(&chain) {
-				t.Fatal("no frame")
-			}
-			q.Done(&chain, 0)
-			m.show(q)
-		}
 		for range moderateTrust {
-			send()
+			sendOne(t, r, q, &m)
 			r.Take()
 			m.look(q)
 		}
 		time.Sleep(2 * moderateTime)
-		send()
+		sendOne(t, r, q, &m)
 		time.Sleep(2 * moderateTime)
 		m.look(q)
 		if got := r.Interrupts(); got != 0 {
@@ -130,18 +126,12 @@ func TestModerationTrusts(t *testing.T) {
 // TestModerationWithoutEvents: a driver that can not say what it knows is interrupted at
 // once.
 func TestModerationWithoutEvents(t *testing.T) {
-	d := virtiotest.New(t, virtiotest.Options{})
-	r := d.NewRing(8, 0)
-	q := d.Queue(r, 0)
+	r, q := newTransmitRing(t, 0)
 	defer q.Close()
 	var m moderation
 	defer m.end(q)
 	for i := range uint64(4) {
-		var chain virtio.Chain
-		r.Add([][]byte{{1}}, nil)
-		q.Next(&chain)
-		q.Done(&chain, 0)
-		m.show(q)
+		sendOne(t, r, q, &m)
 		if r.Interrupts() != i+1 {
 			t.Fatalf("%d interrupts after %d frames", r.Interrupts(), i+1)
 		}
